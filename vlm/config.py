@@ -1,0 +1,79 @@
+"""Typed configuration: one pydantic model per stage, YAML as its serialisation, `key=value` to override."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm.errors import UserError
+from vlm.registry import did_you_mean
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def load(cls, path: Path, overrides: list[str] | None = None) -> Self:
+        """Read a YAML file and apply `key.sub=value` overrides (values are parsed as YAML).
+
+        Raises:
+            UserError: the file is missing or not YAML, or a key or value is wrong; the message names file, key and value.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such configuration file. The built-in default is configs/tiny.yaml.")
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a readable YAML file: {error}") from error
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: a mapping of keys to values was expected, found {type(tree).__name__}.")
+        for override in overrides or []:
+            _apply(tree, override)
+        return cls.parse(tree, str(path))
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any], source: str) -> Self:
+        """Validate a tree of plain values; `source` names where it came from in error messages."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise UserError("\n".join(_explain(cls, source, problem) for problem in error.errors())) from error
+
+    def dump(self) -> str:
+        """Return the YAML text from which `load` builds an equal configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r}: expected key=value, for example distill.steps=100.")
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override {override!r}: {parent!r} is a single value, not a section.")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(cls: type[BaseModel], source: str, problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(cls, problem["loc"][:-1])
+        return f"{source}: unknown key {location!r}.{did_you_mean(str(problem['loc'][-1]), known)} Known: {', '.join(known)}."
+    return f"{source}: {location}: {problem['msg']} (found {problem['input']!r})."
+
+
+def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        field = getattr(cls, "model_fields", {}).get(part)
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        cls = next((c for c in candidates if hasattr(c, "model_fields")), cls)
+    return sorted(getattr(cls, "model_fields", {}))
