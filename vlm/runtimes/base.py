@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vlm.errors import UserError
-from vlm.manifest import Preprocessing
+from vlm.manifest import Manifest, Preprocessing
 from vlm.preprocess import pixel_values
 from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.tokenizer import Tokenizer
@@ -32,6 +32,20 @@ class Facts:
     eos_id: int
     context_length: int
     tokenizer: Path
+
+
+def facts_from_manifest(folder: Path, manifest: Manifest) -> Facts:
+    """Collect the loop's facts from an artifact's manifest; `folder` is where the artifact lies."""
+    return Facts(
+        preprocessing=manifest.preprocessing,
+        template=manifest.template,
+        image_tokens=manifest.image_tokens,
+        image_token_id=manifest.image_token_id,
+        bos_id=manifest.bos_id,
+        eos_id=manifest.eos_id,
+        context_length=manifest.context_length,
+        tokenizer=folder / manifest.tokenizer,
+    )
 
 
 @dataclass(frozen=True)

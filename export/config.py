@@ -1,0 +1,34 @@
+"""Configuration of the export stage."""
+
+from pydantic import Field
+
+from vlm.config import Config
+
+DEFAULT_TARGETS = (
+    "onnx:fp32",
+    "onnx:int4",
+    "executorch:fp32",
+    "executorch:8da4w",
+    "coreml:fp16",
+    "coreml:int4",
+    "gguf:f16",
+    "gguf:q4_0",
+)
+
+
+class ExportConfig(Config):
+    """Which artifacts to write and how to prove them.
+
+    Attributes:
+        targets: "<format>:<precision>" each, for example "onnx:int4".
+        context_length: longest sequence an artifact takes, prompt with vision tokens and answer, in tokens.
+        probes: questions on which parity is measured; the worst one counts.
+        allow_drift: keep an artifact that fails parity; its manifest and the report say so.
+        threads: CPU threads while parity is measured.
+    """
+
+    targets: list[str] = Field(default=list(DEFAULT_TARGETS), min_length=1)
+    context_length: int = Field(512, ge=8)
+    probes: int = Field(16, ge=1)
+    allow_drift: bool = False
+    threads: int = Field(2, ge=1)

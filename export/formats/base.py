@@ -1,0 +1,29 @@
+"""What every format is: a module with these names, found by its file name.
+
+    ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
+    PRECISIONS: tuple[str, ...]    what `write` can write
+    write(checkpoint, precision, folder, context_length) -> Written
+        write the engine's files into `folder` (export.run adds tokenizer and manifest)
+    dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None
+        parameter names of the checkpoint's model -> the weights the written files really hold, read back from the
+        files as float32; None where nothing was rounded (fp32)
+"""
+
+from dataclasses import dataclass, field
+
+from vlm.manifest import Precision
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format has to say of the files it wrote.
+
+    Attributes:
+        precisions: storage type of each component's weights.
+        settings: what only the engine needs (layer count, heads, file names); goes into the manifest.
+        notes: plain sentences a user of the artifact must know.
+    """
+
+    precisions: Precision
+    settings: dict[str, int | float | str | bool]
+    notes: list[str] = field(default_factory=list)
