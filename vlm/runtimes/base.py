@@ -82,6 +82,7 @@ class Runtime(ABC):
     """One loaded model with a KV cache of one sequence."""
 
     engine: str
+    emulated: bool = False  # the engine interprets the artifact on a machine it was not made for: right answers, no speed
     folder: Path
     facts: Facts
 
