@@ -1,0 +1,1 @@
+"""The built-in benchmark: small drawn scenes with questions in the prompt formats of the six real benchmarks."""
