@@ -56,7 +56,7 @@ def singled_out(scene: Scene, kind: str) -> list[Thing]:
 
 
 def attribute_fact(scene: Scene, rng: random.Random) -> Fact:
-    """What color is the circle, what shape is the red object, where is the red circle, ...: any thing, any attribute."""
+    """What color is the circle, what shape is the red object, where is the red circle: any thing, any attribute."""
     kind = rng.choice(("colour", "shape", "position", "at"))
     candidates = {"colour": singled_out(scene, "shape"), "shape": singled_out(scene, "colour")}.get(kind, [])
     if kind == "colour" and candidates:

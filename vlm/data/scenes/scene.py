@@ -56,14 +56,16 @@ class Scene:
     label: Label | None
 
 
-def make_scene(seed: int) -> Scene:
+def make_scene(seed: int, *, crowded: bool = False) -> Scene:
     """The scene of a seed, the same on every machine.
 
     Args:
         seed: which scene, 0 or more; the ranges of the splits are TRAIN_START ... TOWER_START.
+        crowded: fill eight cells with things, which shows the vision tower three times as many per picture; such
+            scenes are for training the tower alone.
     """
     rng = random.Random(f"scene {seed}")
-    number = rng.randint(1, MAX_THINGS)
+    number = 8 if crowded else rng.randint(1, MAX_THINGS)
     cells = rng.sample(range(9), number + 1)
     looks: list[tuple[str, str]] = []
     while len(looks) < number:

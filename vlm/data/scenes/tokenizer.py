@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at run time
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
@@ -74,7 +74,7 @@ def _train_sentencepiece() -> bytes:
         num_threads=1,
         minloglevel=2,
     )
-    proto = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    proto = ModelProto.FromString(written.getvalue())
     proto.normalizer_spec.add_dummy_prefix = True
     return bytes(proto.SerializeToString(deterministic=True))
 
