@@ -1,0 +1,20 @@
+"""What to measure and how often."""
+
+from pydantic import Field
+
+from vlm.config import Config
+
+
+class BenchConfig(Config):
+    """One measurement of one or more artifacts on one device."""
+
+    device: str = "local"  # local | adb[:SERIAL] | ssh:USER@HOST[:PORT]
+    tasks: list[str] = ["scenes"]
+    scenes: int = Field(150, ge=1)  # test images of the built-in benchmark
+    iterations: int = Field(20, ge=1)
+    warmup: int = Field(5, ge=0)
+    threads: int = Field(2, ge=1)
+    max_new_tokens: int = Field(24, ge=1)  # of an answer of the accuracy pass
+    decode_tokens: int = Field(32, ge=1)  # decode steps per iteration of the latency pass, end token or not
+    cold_loads: int = Field(3, ge=1)  # processes that only load, for load_ms
+    timeout_s: float = Field(900, gt=0)  # of one pass; a process that takes longer is killed

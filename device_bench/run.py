@@ -1,0 +1,109 @@
+"""Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from device_bench.config import BenchConfig
+from device_bench.devices import open_device
+from device_bench.devices.base import Device
+from device_bench.result import Recorder, describe
+from vlm.errors import CheckFailed, UserError
+from vlm.registry import did_you_mean
+
+Progress = Callable[[float, str], None]
+
+
+def silent(fraction: float, message: str) -> None:
+    """Progress that nobody watches."""
+
+
+TASKS = ("scenes",)
+JOB_SETTINGS = {"threads", "warmup", "iterations", "decode_tokens", "scenes", "max_new_tokens"}
+# Share of an artifact's time that each pass takes, for the progress bar.
+SHARES = {"load": 0.1, "latency": 0.15, "memory": 0.05, "accuracy": 0.7}
+
+
+def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent) -> list[Path]:
+    """Measure artifacts one after the other; one that fails does not keep the others from being measured.
+
+    Args:
+        config: what to measure and how often.
+        artifacts: artifact folders, or checkpoints (run with torch), with different names.
+        out: results go to out/<device>/<artifact name>.json.
+        on_progress: called with the fraction done (0 to 1) and what is being done.
+    Raises:
+        UserError: an artifact or the device is unusable.
+        CheckFailed: a process crashed, was killed or imported a training library; the message names each.
+    """
+    _check(config, artifacts)
+    results, failures = [], []
+    for index, artifact in enumerate(artifacts):
+        try:
+            results.append(bench_one(artifact, config, out, within(on_progress, index, len(artifacts))))
+        except CheckFailed as failure:
+            failures.append(str(failure))
+    if failures:
+        raise CheckFailed("\n".join(failures))
+    return results
+
+
+def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progress = silent) -> Path:
+    """Measure one artifact: cold loads, latency, peak memory, accuracy.
+
+    Returns:
+        The result file; its raw samples and answers lie beside it.
+    Raises:
+        UserError: the artifact or the device is unusable; nothing is written.
+        CheckFailed: the measurement is invalid; the result file is written and says why.
+    """
+    device = open_device(config.device)
+    try:
+        recorder = Recorder(artifact, config, device.identify(), out / device.folder_name)
+        try:
+            _measure(recorder, device, on_progress)
+        except CheckFailed as failure:
+            recorder.invalidate(str(failure))
+        return recorder.write()
+    finally:
+        device.clean_up()
+
+
+def within(on_progress: Progress, start: float, total: float, width: float = 1, prefix: str = "") -> Progress:
+    """Progress of a part that runs from `start` to `start + width` of `total`."""
+    return lambda done, text: on_progress((start + width * done) / total, prefix + text)
+
+
+def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
+    """Run the passes in their order and record each as soon as it is there."""
+    config, name = recorder.config, recorder.name
+    job = {"artifact": device.push(recorder.artifact), **config.model_dump(include=JOB_SETTINGS)}
+    done = 0.0
+    for kind, share in SHARES.items():
+        repeats = config.cold_loads if kind == "load" else 1
+        for _ in range(repeats):
+            if recorder.wants(kind):
+                report = within(on_progress, done, 1, share / repeats, f"{name}: ")
+                recorder.record(kind, _run(device, {**job, "kind": kind}, recorder, report))
+            done += share / repeats
+
+
+def _run(device: Device, job: dict[str, Any], recorder: Recorder, on_progress: Progress) -> dict[str, Any]:
+    try:
+        return device.run(job, recorder.log, recorder.config.timeout_s, on_progress)
+    finally:
+        if job["kind"] == "accuracy":  # also the answers that a crash has left
+            device.pull("answers.jsonl", recorder.answers)
+
+
+def _check(config: BenchConfig, artifacts: list[Path]) -> None:
+    names = [artifact.resolve().name for artifact in artifacts]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"two artifacts are named {doubled[0]!r}: one result would overwrite the other. Use two --out folders."
+        )
+    for artifact in artifacts:
+        describe(artifact)  # a damaged one is found before the first is measured
+    for task in config.tasks:
+        if task not in TASKS:
+            raise UserError(f"unknown task {task!r}.{did_you_mean(task, TASKS)} Known: {', '.join(TASKS)}.")

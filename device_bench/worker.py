@@ -1,0 +1,142 @@
+"""The fresh process in which one pass over one artifact runs: `python -m device_bench.worker JOB.json`.
+
+It gets a job file and gives a result file; on standard output it says, one JSON object per line, how far it is.
+Whatever an engine prints goes to standard error, which the parent keeps as the log.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from device_bench.measure import Work, latency_pass, run_once
+from device_bench.telemetry import OtherLoad, machine_state, status_mb
+from vlm.config import Config
+from vlm.errors import UserError
+from vlm.folders import write_atomic
+from vlm.runtimes import open_runtime
+from vlm.runtimes.base import Runtime
+
+TRAINING_LIBRARIES = ("torch", "transformers", "deepspeed")
+REQUEST = "Describe the image."
+USER_ERROR = 2
+
+Pass = Literal["load", "latency", "memory", "accuracy"]
+Progress = Callable[[float, str], None]
+
+
+class Job(Config):
+    """One pass over one artifact, all paths absolute."""
+
+    kind: Pass
+    artifact: Path
+    result: Path
+    threads: int
+    warmup: int
+    iterations: int
+    decode_tokens: int
+    scenes: int
+    max_new_tokens: int
+    answers: Path  # written by the accuracy pass as it goes
+
+
+def main(job_file: Path) -> int:
+    """Run the job, write its result file, return the exit code: 0, or 2 where the user must change something."""
+    job = Job.model_validate_json(job_file.read_text())
+    channel = _claim_stdout()
+    try:
+        result = run(job, lambda fraction, message: _say(channel, fraction, message))
+    except UserError as error:
+        write_atomic(job.result, json.dumps({"user_error": str(error)}))
+        return USER_ERROR
+    write_atomic(job.result, json.dumps(result))
+    return 0
+
+
+def run(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Open the artifact and run one pass; the result says which training libraries ended up in this process."""
+    on_progress(0.0, f"{job.kind}: loading")
+    before = time.perf_counter()
+    runtime = open_runtime(job.artifact, job.threads)
+    runtime.tokenizer  # noqa: B018  (read at first use; it belongs to what must be ready before an answer)
+    load_ms = (time.perf_counter() - before) * 1e3
+    result = PASSES[job.kind](runtime, job, on_progress)
+    runtime.close()
+    imported = {name: name in sys.modules for name in TRAINING_LIBRARIES}
+    return {"engine": runtime.engine, "emulated": runtime.emulated, "load_ms": load_ms, "imported": imported, **result}
+
+
+def load(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Nothing after the loading itself."""
+    return {}
+
+
+def latency(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Time the fixed request; notes the machine's state around it and how much of it others used."""
+    work, state, others = _work(job), machine_state(), OtherLoad()
+    samples = latency_pass(runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"))
+    return {"samples": samples, "others_share": others.share(), "before": state, "after": machine_state()}
+
+
+def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Answer once and read the peak resident memory."""
+    loaded = status_mb("VmRSS")
+    run_once(runtime, _work(job))
+    return {"loaded_rss_mb": loaded, "peak_rss_mb": status_mb("VmHWM")}
+
+
+def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Answer the built-in benchmark, image by image; every answer is on the disk before the next image."""
+    from device_bench.evaluate import evaluate, scenes_questions, score
+
+    questions = scenes_questions(job.scenes)
+    samples: list[Any] = []
+    with job.answers.open("w") as file:
+        for _, group in groupby(questions, key=lambda question: question.image):
+            answered = evaluate(runtime, list(group), job.max_new_tokens)
+            file.writelines(json.dumps(_plain(sample)) + "\n" for sample in answered)
+            file.flush()
+            samples += answered
+            on_progress(len(samples) / len(questions), f"accuracy: {len(samples)} of {len(questions)} questions")
+    return {"accuracy": _plain(score(samples))}
+
+
+PASSES: dict[Pass, Callable[[Runtime, Job, Progress], dict[str, Any]]] = {
+    "load": load,
+    "latency": latency,
+    "memory": memory,
+    "accuracy": accuracy,
+}
+
+
+def _work(job: Job) -> Work:
+    from vlm.data.scenes.draw import render
+    from vlm.data.scenes.scene import TEST_START, make_scene
+
+    return Work(render(make_scene(TEST_START)), REQUEST, job.decode_tokens)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _claim_stdout() -> TextIO:
+    """Keep standard output for ourselves and send whatever else prints there to standard error."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return channel
+
+
+def _say(channel: TextIO, fraction: float, message: str) -> None:
+    channel.write(json.dumps({"fraction": round(fraction, 4), "message": message}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
