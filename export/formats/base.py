@@ -1,12 +1,12 @@
 """What every format is: a module with these names, found by its file name.
 
-    ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
-    PRECISIONS: tuple[str, ...]    what `write` can write
-    write(checkpoint, precision, folder, context_length) -> Written
-        write the engine's files into `folder` (export.run adds tokenizer and manifest)
-    dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None
-        parameter names of the checkpoint's model -> the weights the written files really hold, read back from the
-        files as float32; None where nothing was rounded (fp32)
+ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
+PRECISIONS: tuple[str, ...]    what `write` can write
+write(checkpoint, precision, folder, context_length) -> Written
+    write the engine's files into `folder` (export.run adds tokenizer and manifest)
+dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None
+    parameter names of the checkpoint's model -> the weights the written files really hold, read back from the
+    files as float32; None where nothing was rounded (fp32)
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,215 @@
+"""The export stage: checkpoint -> one self-contained, proven artifact folder per target."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from export.config import ExportConfig
+from export.formats.base import Written
+from export.parity import Reference, climb
+from export.probes import Probe, scene_probes
+from vlm.errors import CheckFailed, UserError
+from vlm.folders import finished_folder
+from vlm.manifest import Manifest, Parity, list_files
+from vlm.models.checkpoint import Checkpoint, load_checkpoint
+from vlm.registry import did_you_mean, load
+from vlm.runtimes import open_runtime
+from vlm.runtimes.torch import TorchRuntime
+
+Progress = Callable[[str], None]
+# Libraries whose versions can change an artifact; those that are installed are recorded.
+LIBRARIES = (
+    "pocketvlm", "torch", "torchao", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime", "executorch",
+    "coremltools", "gguf", "llama-cpp-python",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format's module and one of its precisions."""
+
+    format: str
+    precision: str
+    module: ModuleType
+
+    @property
+    def name(self) -> str:
+        """Name of the artifact's folder."""
+        return f"{self.format}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What all artifacts of a run share: the checkpoint, its traces on the probes, and its hash."""
+
+    checkpoint: Checkpoint
+    reference: Reference
+    probes: list[Probe]
+    sha256: str
+
+
+def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress | None = None) -> list[Path]:
+    """Write and prove every target of `config`.
+
+    Args:
+        config: targets and how to prove them.
+        checkpoint: folder in Hugging Face layout.
+        out: gets one folder "<format>-<precision>" per target.
+        on_progress: called with a sentence at each step.
+    Returns:
+        The artifacts' folders.
+    Raises:
+        UserError: an unknown target, a damaged checkpoint, an engine that is not installed.
+        CheckFailed: an artifact is not the checkpoint's model; no folder of it is left.
+    """
+    targets = [parse_target(text) for text in config.targets]
+    source = _open_source(checkpoint, config)
+    return [_export(source, target, out, config, on_progress or _silent) for target in targets]
+
+
+def export_one(
+    checkpoint: Path, target: str, out: Path, config: ExportConfig, on_progress: Progress | None = None
+) -> Path:
+    """Write and prove one target; see `run`."""
+    return run(config.model_copy(update={"targets": [target]}), checkpoint, out, on_progress)[0]
+
+
+def parse_target(text: str) -> Target:
+    """Split "<format>:<precision>" and load the format.
+
+    Raises:
+        UserError: no such format or precision, or a library it needs is not installed.
+    """
+    name, _, precision = text.partition(":")
+    try:
+        module = load("export.formats", name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"target {text!r}: needs {error.name}, which is not installed: pip install 'pocketvlm[{name}]'."
+        ) from error
+    if precision not in module.PRECISIONS:
+        known = ", ".join(f"{name}:{known}" for known in module.PRECISIONS)
+        suggestion = did_you_mean(precision, module.PRECISIONS) if precision else " No precision was given."
+        raise UserError(f"target {text!r}: unknown precision {precision!r}.{suggestion} Known: {known}.")
+    return Target(name, precision, module)
+
+
+def _open_source(folder: Path, config: ExportConfig) -> Source:
+    torch.set_num_threads(config.threads)
+    checkpoint = load_checkpoint(folder)
+    longest = checkpoint.model.config.text_config.max_position_embeddings
+    if config.context_length > longest:
+        raise UserError(f"context_length={config.context_length}: {folder} was made for at most {longest} tokens.")
+    return Source(checkpoint, Reference(TorchRuntime(checkpoint)), scene_probes(config.probes), checkpoint.sha256)
+
+
+def _export(source: Source, target: Target, out: Path, config: ExportConfig, say: Progress) -> Path:
+    final = out / target.name
+    try:
+        with finished_folder(final) as folder:
+            say(f"{target.name}: writing")
+            with torch.no_grad():
+                written = target.module.write(source.checkpoint, target.precision, folder, config.context_length)
+            shutil.copyfile(source.checkpoint.tokenizer_file, folder / "tokenizer.json")
+            manifest = _manifest(source, target, written, folder, config)
+            manifest.write(folder)
+            say(f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes")
+            parity = _prove(source, target, folder, config)
+            manifest.model_copy(update={"parity": parity}).write(folder)
+            if not parity.passed and not config.allow_drift:
+                raise CheckFailed(_failure(target, parity))
+    except CheckFailed:
+        # An older artifact under this name is no longer what the user asked for.
+        shutil.rmtree(final, ignore_errors=True)
+        raise
+    say(f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
+    return final
+
+
+def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -> Parity:
+    weights = target.module.dequantized(source.checkpoint, target.precision, folder)
+    rounded = None if weights is None else Reference(TorchRuntime(with_weights(source.checkpoint, weights)))
+    runtime = open_runtime(folder, config.threads)
+    try:
+        parity = climb(runtime, target.precision, source.reference, rounded, source.probes)
+    finally:
+        runtime.close()
+    return parity.model_copy(update={"allowed_drift": config.allow_drift and not parity.passed})
+
+
+def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Checkpoint:
+    """Copy a checkpoint with some of its parameters replaced.
+
+    Args:
+        checkpoint: stays as it is.
+        weights: parameter name -> values of the same shape.
+    Raises:
+        ValueError: a name or a shape the model does not have; the format that made them is wrong.
+    """
+    model = copy.deepcopy(checkpoint.model)
+    for name, value in weights.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        found = getattr(owner, leaf, None)
+        if found is None or found.shape != value.shape:
+            expected = "no such parameter" if found is None else str(list(found.shape))
+            raise ValueError(f"{name}: {list(value.shape)} was read from the artifact, the model has {expected}.")
+        # A new parameter, not new values in the old one: embedding and head may share one and be rounded differently.
+        setattr(owner, leaf, nn.Parameter(value.float(), requires_grad=False))
+    return replace(checkpoint, model=model)
+
+
+def _manifest(source: Source, target: Target, written: Written, folder: Path, config: ExportConfig) -> Manifest:
+    checkpoint = source.checkpoint
+    text = checkpoint.model.config.text_config
+    return Manifest(
+        schema=1,
+        name=target.name,
+        format=target.format,
+        engine=target.module.ENGINE,
+        precision=target.precision,
+        precisions=written.precisions,
+        files=list_files(folder),
+        source_sha256=source.sha256,
+        preprocessing=checkpoint.preprocessing,
+        template=checkpoint.template,
+        image_tokens=checkpoint.image_tokens,
+        image_token_id=checkpoint.image_token_id,
+        bos_id=checkpoint.bos_id,
+        eos_id=checkpoint.eos_id,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        context_length=config.context_length,
+        versions=_versions(),
+        settings=written.settings,
+        notes=written.notes,
+    )
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions() if d.name}
+    return {name: installed[name] for name in LIBRARIES if name in installed}
+
+
+def _failure(target: Target, parity: Parity) -> str:
+    lines = [
+        f"  {rung.name} {rung.metric} {rung.value:.6f}, bar {rung.bar} (against the {rung.reference} weights)"
+        for rung in parity.rungs
+        if not rung.passed
+    ]
+    return (
+        f"{target.name} is not the model that was trained, worst of {parity.probes} probes:\n"
+        + "\n".join(lines)
+        + "\nNo artifact was left. To keep it all the same, and have the report say so: --allow-drift."
+    )
+
+
+def _silent(message: str) -> None:
+    """Show nothing."""

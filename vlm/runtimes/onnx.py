@@ -1,0 +1,92 @@
+"""ONNX Runtime on the CPU: three sessions, keys and values handed from step to step."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as problems
+
+from vlm.errors import UserError
+from vlm.manifest import read_manifest
+from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
+
+VISION = "vision_encoder.onnx"
+EMBEDDING = "embed_tokens.onnx"
+DECODER = "decoder_model_merged.onnx"
+
+# ONNX Runtime's errors share no base class.
+LOAD_PROBLEMS = (
+    problems.EPFail,
+    problems.Fail,
+    problems.InvalidArgument,
+    problems.InvalidGraph,
+    problems.InvalidProtobuf,
+    problems.NoSuchFile,
+    problems.NotImplemented,
+    problems.RuntimeException,
+)
+
+
+def cache_names(layers: int) -> tuple[list[str], list[str]]:
+    """Names of the decoder's past inputs and present outputs, key and value of each layer in turn."""
+    past = [f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    return past, [name.replace("past_key_values", "present") for name in past]
+
+
+class OnnxRuntime(Runtime):
+    """Runs an ONNX artifact from its folder alone."""
+
+    engine = "onnx"
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        manifest = read_manifest(folder)
+        self.folder, self.facts = folder, facts_from_manifest(folder, manifest)
+        self._vision, self._embedding, self._decoder = (
+            _session(folder / file, threads) for file in (VISION, EMBEDDING, DECODER)
+        )
+        settings = manifest.settings
+        self._past, self._present = cache_names(int(settings["layers"]))
+        shape = (1, int(settings["kv_heads"]), 0, int(settings["head_dim"]))
+        self._empty = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))  # [1, KV, 0, d]
+        self.reset()
+
+    def encode_image(self, pixels: np.ndarray) -> VisionOutput:
+        """Run vision tower and projector."""
+        tokens, features = self._vision.run(["image_features", "patch_features"], {"pixel_values": pixels})
+        return VisionOutput(features[0], tokens[0])
+
+    def embed(self, ids: list[int]) -> np.ndarray:
+        """Look up token embeddings."""
+        embeds = self._embedding.run(["inputs_embeds"], {"input_ids": np.array([ids], np.int64)})[0]  # [1, N, D]
+        return np.asarray(embeds[0])
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self._length = 0
+        self._cache = [self._empty] * len(self._past)
+
+    def forward(self, embeds: np.ndarray) -> np.ndarray:
+        """Append embeddings and return the last logits."""
+        positions = np.arange(self._length, self._length + len(embeds), dtype=np.int64)[None]  # [1, N]
+        inputs = dict(zip(self._past, self._cache, strict=True))
+        # OrtValues keep keys and values inside the engine: only the logits become an array.
+        inputs["inputs_embeds"] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeds[None], np.float32))
+        inputs["position_ids"] = ort.OrtValue.ortvalue_from_numpy(positions)
+        logits, *self._cache = self._decoder.run_with_ort_values(["logits", *self._present], inputs)
+        self._length += len(embeds)
+        return np.asarray(logits.numpy()[0, 0])  # [vocabulary]
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; warnings about unused constants say nothing to a user
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except LOAD_PROBLEMS as error:
+        raise UserError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error}). Export it again.") from error
+
+
+def open(folder: Path, threads: int = 2) -> OnnxRuntime:
+    """Open the artifact in `folder`."""
+    return OnnxRuntime(folder, threads)
