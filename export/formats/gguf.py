@@ -1,0 +1,94 @@
+"""GGUF for llama.cpp: the decoder, its vision tower in ONNX beside it, and mmproj.gguf for stock llama.cpp.
+
+decoder.gguf          architecture "llama" with the tokenizer; runs in every llama.cpp program
+vision_encoder.onnx   pixel_values -> vision tokens, fed to llama.cpp as embeddings
+mmproj.gguf           the same tower for llama.cpp's own CLIP graph, which is wrong; its error is measured
+"""
+
+from pathlib import Path
+
+import torch
+
+from export._gguf_decoder import FILE_TYPES, count_types, quantize, read_decoder, storage, write_decoder
+from export._gguf_mmproj import measure, unsupported, write_mmproj
+from export._gguf_vision import read_vision, write_vision
+from export._gguf_vocabulary import PROBES, tokenization_differences
+from export.formats.base import Written
+from vlm.manifest import Precision
+from vlm.models.checkpoint import Checkpoint
+from vlm.runtimes.llamacpp import DECODER, VISION
+
+ENGINE = "llamacpp"
+PRECISIONS = ("f16", *FILE_TYPES)
+MMPROJ = "mmproj.gguf"
+
+
+def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+    """Write decoder, vision tower and mmproj into `folder`.
+
+    Args:
+        checkpoint: the model, float32.
+        precision: one of PRECISIONS; the vision tower's matrices are float16 in all of them.
+        context_length: longest sequence in tokens.
+    Raises:
+        UserError: the decoder or the tokenizer is of a kind llama.cpp's architecture "llama" does not have.
+    """
+    decoder = folder / DECODER
+    if precision == "f16":
+        write_decoder(checkpoint, decoder, context_length)
+    else:
+        source = folder / "decoder-f16.gguf"
+        write_decoder(checkpoint, source, context_length)
+        quantize(source, decoder, precision)
+        source.unlink()
+    write_vision(checkpoint, folder / VISION)
+    types = storage(decoder)
+    notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, precision)]
+    settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
+    different = tokenization_differences(decoder, checkpoint.tokenizer_file)
+    settings["tokenizer_differences"] = len(different)
+    if different:
+        notes.append(f"llama.cpp's own tokenizer splits {len(different)} of {len(PROBES)} texts unlike tokenizer.json.")
+    _add_mmproj(checkpoint, folder, settings, notes)
+    table = types["token_embd.weight"].lower()
+    return Written(
+        precisions=Precision(vision="f16", projector="f16", embedding=table, decoder=precision),
+        settings=settings,
+        notes=notes,
+    )
+
+
+def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Read every weight that was rounded back from decoder.gguf and vision_encoder.onnx."""
+    return {**read_decoder(checkpoint, folder / DECODER), **read_vision(checkpoint, folder / VISION)}
+
+
+def _fallbacks(types: dict[str, str], precision: str) -> list[str]:
+    """Name the matrices whose rows do not divide into blocks, so that llama.cpp gave them another type."""
+    block = precision.upper()
+    if block not in set(types.values()):
+        return [f"No matrix has type {block}: no row divides into its blocks. llama.cpp chose {count_types(types)}."]
+    other = sorted(name for name, kind in types.items() if kind not in (block, "F32") and name != "output.weight")
+    return [f"llama.cpp stored these in another type than {block}: {', '.join(other)}."] if other else []
+
+
+def _add_mmproj(
+    checkpoint: Checkpoint, folder: Path, settings: dict[str, int | float | str | bool], notes: list[str]
+) -> None:
+    """Write mmproj.gguf and say how wrong stock llama.cpp is with it."""
+    reason = unsupported(checkpoint)
+    if reason:
+        notes.append(f"No {MMPROJ}: {reason}.")
+        return
+    write_mmproj(checkpoint, folder / MMPROJ)
+    found = measure(checkpoint, folder / DECODER, folder / MMPROJ)
+    settings["mmproj"] = MMPROJ
+    if found.cosine_min is None or found.cosine_mean is None:
+        notes.append(f"{MMPROJ} could not be measured with stock llama.cpp: {found.failure}. Do not rely on it.")
+        return
+    settings["mmproj_cosine_min"], settings["mmproj_cosine_mean"] = found.cosine_min, found.cosine_mean
+    notes.append(
+        f"Do not use {MMPROJ} with stock llama.cpp until its CLIP graph is fixed (ggml-org/llama.cpp issue 25814, "
+        f"class token appended last): measured cosine of the vision tokens with torch: {found.cosine_min:.3f} worst, "
+        f"{found.cosine_mean:.3f} mean. pocketvlm uses {VISION} instead."
+    )

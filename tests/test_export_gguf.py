@@ -1,0 +1,95 @@
+"""GGUF: what llama.cpp computes from the written files is what the checkpoint computes."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+pytest.importorskip("gguf", reason="gguf is not installed")
+
+import torch
+
+from export._gguf_decoder import deinterleave, interleave, storage
+from export._gguf_vocabulary import tokenization_differences
+from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
+from tests.tiny import random_model
+from vlm.manifest import Manifest
+from vlm.models.checkpoint import Checkpoint, load_checkpoint
+from vlm.runtimes.llamacpp import LlamaCppRuntime
+from vlm.runtimes.torch import TorchRuntime
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(random_checkpoint)
+
+
+@pytest.fixture(scope="module", params=["f16", "q4_0"])
+def artifact(
+    request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Manifest:
+    folder = tmp_path_factory.mktemp(f"gguf-{request.param}")
+    return write_artifact(checkpoint, f"gguf:{request.param}", folder)
+
+
+def test_vision_tower_equals_torch(checkpoint: Checkpoint, artifact: Manifest) -> None:
+    ours = LlamaCppRuntime(Path(artifact.name), 1).encode_image(pixels())
+    truth = TorchRuntime(checkpoint).encode_image(pixels())
+    assert cosine(ours.features, truth.features) >= 0.999
+    assert cosine(ours.tokens, truth.tokens) >= 0.999
+
+
+def test_logits_equal_torch_with_the_weights_in_the_file(checkpoint: Checkpoint, artifact: Manifest) -> None:
+    truth, ours = reference(checkpoint, artifact), LlamaCppRuntime(Path(artifact.name), 1)
+    ids = ours.prompt("What color is the circle?")
+    answer = greedy(truth, ids)
+    ours_logits, true_logits = (teacher_forced(runtime, ids, answer) for runtime in (ours, truth))
+    assert cosine(ours_logits, true_logits) >= (0.9999 if artifact.precision == "f16" else 0.998)
+    if artifact.precision == "f16":
+        assert greedy(ours, ids) == greedy(TorchRuntime(checkpoint), ids)
+
+
+def test_llama_cpp_splits_text_as_tokenizer_json_does(checkpoint: Checkpoint, artifact: Manifest) -> None:
+    assert tokenization_differences(Path(artifact.name) / "decoder.gguf", checkpoint.tokenizer_file) == []
+
+
+def test_stock_mmproj_is_measured_and_its_error_is_stated(artifact: Manifest) -> None:
+    assert (Path(artifact.name) / "mmproj.gguf").is_file()
+    assert -1 <= float(artifact.settings["mmproj_cosine_min"]) <= float(artifact.settings["mmproj_cosine_mean"]) <= 1
+    assert any("issue 25814" in note for note in artifact.notes)
+
+
+def test_reset_forgets_the_previous_answer(artifact: Manifest) -> None:
+    runtime = LlamaCppRuntime(Path(artifact.name), 1)
+    first = runtime.forward(runtime.embed([1, 5, 7]))
+    assert not np.allclose(runtime.forward(runtime.embed([1, 5, 7])), first)
+    runtime.reset()
+    np.testing.assert_allclose(runtime.forward(runtime.embed([1, 5, 7])), first, atol=1e-6)
+
+
+def test_grouped_heads_and_rows_that_do_not_divide(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Fewer KV heads than heads, and an intermediate size of 168 that no q4_0 block divides: right, and said."""
+    vocabulary = checkpoint.model.lm_head.out_features
+    model = random_model(vocabulary, checkpoint.image_token_id, num_key_value_heads=2, intermediate_size=168)
+    odd = dataclasses.replace(checkpoint, model=model)
+    manifest = write_artifact(odd, "gguf:q4_0", tmp_path)
+    assert storage(tmp_path / "decoder.gguf")["blk.0.ffn_down.weight"] != "Q4_0"
+    assert any("blk.0.ffn_down.weight" in note for note in manifest.notes)
+    truth, ours = reference(odd, manifest), LlamaCppRuntime(tmp_path, 1)
+    ids = ours.prompt("Is there a square?")
+    assert cosine(*(teacher_forced(runtime, ids, [9, 11]) for runtime in (ours, truth))) >= 0.998
+
+
+def test_deinterleave_undoes_interleave() -> None:
+    weight = torch.randn(24, 5)
+    assert torch.equal(deinterleave(interleave(weight, 3), 3), weight)
+    assert not torch.equal(interleave(weight, 3), weight)
+
+
+def test_runtime_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, vlm.runtimes.llamacpp; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
