@@ -1,0 +1,178 @@
+"""Put questions to a model, grade its answers by the official rules, and score them with intervals."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image
+
+from device_bench.resampling import image_sums, interval, resampled_weights
+from device_bench.tasks import scenes
+from device_bench.tasks.base import FAMILIES, BenchQuestion, Sample, Task, TaskScore, cluster
+from vlm.errors import UserError
+from vlm.folders import write_atomic
+from vlm.registry import load
+from vlm.runtimes.base import Runtime, VisionOutput
+
+scenes_questions = scenes.questions
+
+
+class Average(TypedDict):
+    """Mean of the families' scores in percent, with the interval of resampling images for all families at once."""
+
+    score: float
+    n: int
+    ci95: list[float]
+
+
+class Accuracy(TypedDict):
+    """What report.json holds about one model's accuracy."""
+
+    avg: Average
+    tasks: dict[str, TaskScore]
+
+
+def task(family: str) -> Task:
+    """The module that grades a family.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    module: Task = load("device_bench.tasks", family)
+    return module
+
+
+def picture(image: str) -> Image.Image:
+    """Open the picture that a question names: a scene ("scenes:950001") or a file.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    if image.startswith(scenes.PREFIX):
+        return scenes.picture(image)
+    try:
+        return Image.open(image).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{image}: not a readable image ({error}). Check the data folder.") from error
+
+
+def grade(question: BenchQuestion, answer: str, ms: float = 0.0) -> Sample:
+    """Read an answer and give it credit by its family's rules."""
+    rules = task(question.family)
+    parsed = rules.parse(answer, question.options)
+    known = {field.name: getattr(question, field.name) for field in fields(BenchQuestion)}
+    return Sample(**known, answer=answer, parsed=parsed, correct=rules.correct(parsed, question.truth), ms=ms)
+
+
+def evaluate(
+    runtime: Runtime,
+    questions: Sequence[BenchQuestion],
+    max_new_tokens: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:
+    """Ask every question greedily; each image is encoded once for its consecutive questions.
+
+    Args:
+        runtime: the loaded model.
+        questions: in the order to ask.
+        max_new_tokens: per answer.
+        on_progress: called with (answers so far, all) after each answer.
+    Returns:
+        One sample per question in the same order; `ms` is prompt to end of answer, without the image.
+    """
+    samples: list[Sample] = []
+    image, vision = "", None
+    for question in questions:
+        if question.image != image:
+            image, vision = question.image, _encode(runtime, question.image)
+        start = time.perf_counter()
+        answer = runtime.answer(None, question.prompt, max_new_tokens, vision=vision)
+        samples.append(grade(question, answer.text, (time.perf_counter() - start) * 1e3))
+        if on_progress:
+            on_progress(len(samples), len(questions))
+    return samples
+
+
+def _encode(runtime: Runtime, image: str) -> VisionOutput | None:
+    return runtime.encode_image(runtime.pixels(picture(image))) if image else None
+
+
+class ImageSums:
+    """Samples of several families as sums over images, ready to be resampled together.
+
+    Images are drawn within strata of the same set of families: benchmarks with their own images keep their sizes, and
+    families that share images, as the built-in scenes do, are drawn together.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.families = [family for family in FAMILIES if any(sample.family == family for sample in samples)]
+        self.images = sorted({cluster(sample) for sample in samples})
+        place = {image: index for index, image in enumerate(self.images)}
+        strata: list[list[str]] = [[] for _ in self.images]
+        self.sums: dict[str, np.ndarray] = {}
+        for family in self.families:
+            members = [sample for sample in samples if sample.family == family]
+            names, sums = image_sums([cluster(sample) for sample in members], task(family).counts(members))
+            rows = [place[name] for name in names]
+            self.sums[family] = np.zeros((len(self.images), sums.shape[1]))  # [I, K]
+            self.sums[family][rows] = sums
+            for row in rows:
+                strata[row].append(family)
+        self.strata = [tuple(stratum) for stratum in strata]
+
+    def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores in percent under image weights [R, I]: one array [R] per family, and their mean as "avg"."""
+        scores = {family: task(family).value(weights @ self.sums[family]) for family in self.families}
+        return {"avg": np.mean([scores[family] for family in self.families], axis=0), **scores}
+
+
+def score(samples: Sequence[Sample]) -> Accuracy:
+    """Score each family by its official rule, and average the families.
+
+    Raises:
+        UserError: there are no samples, or one has an unknown family.
+    """
+    for family in {sample.family for sample in samples} - set(FAMILIES):
+        task(family)
+        raise UserError(f"{family!r} is a set of questions, not a family of them. Families: {', '.join(FAMILIES)}.")
+    if not samples:
+        raise UserError("no answers to score: the file or the selection of tasks is empty.")
+    table = ImageSums(samples)
+    tasks = {f: task(f).score([sample for sample in samples if sample.family == f]) for f in table.families}
+    average = float(table.values(np.ones((1, len(table.images))))["avg"][0])
+    resampled = table.values(resampled_weights(table.strata))["avg"]
+    low, high = interval(resampled, average, len(table.images))
+    return {
+        "avg": {"score": round(average, 4), "n": len(samples), "ci95": [round(low, 4), round(high, 4)]},
+        "tasks": tasks,
+    }
+
+
+def save_answers(samples: Iterable[Sample], path: Path) -> None:
+    """Write one JSON line per sample."""
+    write_atomic(path, "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples))
+
+
+def load_answers(path: Path) -> list[Sample]:
+    """Read what `save_answers` wrote.
+
+    Raises:
+        UserError: the file is missing, or a line is no sample; names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such answers file. Run the benchmark again: pocketvlm bench.")
+    return [_sample(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+
+
+def _sample(path: Path, number: int, line: str) -> Sample:
+    try:
+        row = json.loads(line)
+        truth = row["truth"]
+        row["truth"] = truth if isinstance(truth, str) else tuple(truth)
+        return Sample(**{**row, "options": tuple(row["options"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}:{number}: not one of our answers ({error}). Run the benchmark again.") from error
