@@ -1,4 +1,4 @@
-"""The vision tower of the built-in scenes: what is written can be read, and its cheap attention is the one it claims."""
+"""The vision tower of the built-in scenes: what is written can be read, and attention by cell is what it claims."""
 
 from __future__ import annotations
 
