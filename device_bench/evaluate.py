@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,6 +37,7 @@ class Accuracy(TypedDict):
     tasks: dict[str, TaskScore]
 
 
+@cache
 def task(family: str) -> Task:
     """The module that grades a family.
 

@@ -53,9 +53,9 @@ def chance(samples: Sequence[Sample]) -> float:
 def score(samples: Sequence[Sample]) -> TaskScore:
     """Accuracy on the image subset in percent; details: all questions, and how many answers could not be read."""
     details = {
-        "image_questions": sum(bool(sample.image) for sample in samples),
+        "questions": len(samples),
         "all": round(percent(sample.correct for sample in samples), 4),
         "failed": sum(sample.parsed == FAILED for sample in samples),
     }
     with_image = [sample for sample in samples if sample.image] or samples
-    return task_score(samples, VERSION, counts, value, chance(with_image), details)
+    return task_score(with_image, VERSION, counts, value, chance(with_image), details)

@@ -1,0 +1,188 @@
+"""Comparing two models on the same questions: paired differences, exact McNemar, several seeds. NumPy only.
+
+Everywhere `a` is what was there before (baseline, undistilled) and `b` what is judged; points = score(b) - score(a).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from device_bench.evaluate import ImageSums
+from device_bench.resampling import LEVEL, bootstrap_p, percentiles, resampled_weights
+from device_bench.resampling import wilson as wilson
+from device_bench.tasks.base import Sample
+from vlm.errors import UserError
+
+# Families whose score is the mean of independent right-or-wrong answers, so that McNemar's test is exact.
+MCNEMAR = ("gqa", "scienceqa")
+
+
+class Difference(TypedDict):
+    """A paired difference in points of percent; `test` names what gave p."""
+
+    points: float
+    ci95: list[float]
+    p: float
+    test: str
+    n: int
+
+
+class SeedDifference(TypedDict):
+    """Mean difference over seeds: hierarchical bootstrap, Student's t interval (None for one seed), each seed."""
+
+    points: float
+    ci95: list[float]
+    p: float
+    t_ci95: list[float] | None
+    seeds: list[float]
+
+
+def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Difference]:
+    """Compare two models' answers to the same questions.
+
+    Args:
+        a: answers of the first model.
+        b: answers of the second, in any order.
+    Returns:
+        For "avg" and each family the points b - a, the 95 % interval of a bootstrap over images that draws the same
+        images for both, and a two-sided p: exact McNemar for plain accuracies, else from the bootstrap.
+    Raises:
+        UserError: the questions are not the same.
+    """
+    a, b = pair(a, b)
+    first, second = ImageSums(a), ImageSums(b)
+    weights = resampled_weights(first.strata)  # [R, I]
+    resampled = _differences(first, second, weights)
+    plain = _differences(first, second, np.ones((1, len(first.images))))
+    result: dict[str, Difference] = {}
+    for name, values in resampled.items():
+        members = [(x, y) for x, y in zip(a, b, strict=True) if name in ("avg", x.family)]
+        exact = name in MCNEMAR
+        result[name] = {
+            "points": round(float(plain[name][0]), 4),
+            "ci95": [round(value, 4) for value in percentiles(values)],
+            "p": mcnemar(*flips(members)) if exact else bootstrap_p(values),
+            "test": "McNemar" if exact else "bootstrap over images",
+            "n": len(members),
+        }
+    return result
+
+
+def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Bring two answer lists into the same order.
+
+    Raises:
+        UserError: a question is in one list only, twice in a list, or differs in prompt or truth.
+    """
+    first, second = ({(s.family, s.id): s for s in samples} for samples in (a, b))
+    if len(first) != len(a) or len(second) != len(b):
+        raise UserError("a question was answered twice in one list, answers cannot be paired. Run the benchmark again.")
+    if alone := sorted(first.keys() ^ second.keys()):
+        family, name = alone[0]
+        raise UserError(
+            f"{len(alone)} questions were answered by one model only, first {family} {name}: other data or another "
+            "number of questions. Run both on the same questions."
+        )
+    for key, sample in first.items():
+        other = second[key]
+        if (sample.prompt, sample.truth, sample.options) != (other.prompt, other.truth, other.options):
+            raise UserError(f"question {' '.join(key)} differs between the runs: another version of the data.")
+    order = sorted(first)
+    return [first[key] for key in order], [second[key] for key in order]
+
+
+def flips(members: Sequence[tuple[Sample, Sample]]) -> tuple[int, int]:
+    """How many questions only the first model had right, and how many only the second."""
+    lost = sum(x.correct > y.correct for x, y in members)
+    won = sum(x.correct < y.correct for x, y in members)
+    return lost, won
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p of McNemar's test: the smaller of two binomial tails at one half, doubled (McNemar 1947)."""
+    flipped = lost + won
+    if flipped == 0:
+        return 1.0
+    term = tail = 1  # binomial coefficients are exact integers
+    for k in range(min(lost, won)):
+        term = term * (flipped - k) // (k + 1)
+        tail += term
+    return min(1.0, float(2 * tail / (1 << flipped)))
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Adjust p values for testing several at once (Holm 1979)."""
+    adjusted: dict[str, float] = {}
+    worst = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = worst
+    return adjusted
+
+
+def paired_seeds(pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]]) -> dict[str, SeedDifference]:
+    """Compare two ways of training, each run with the same few seeds, on the same questions.
+
+    The hierarchical bootstrap draws seeds and images, both with replacement; the images are the same for all seeds, as
+    they were in the measurement. Drawn seeds deviate from their mean too little by sqrt((S - 1) / S), which is undone.
+    With few seeds the t interval over seeds is the one to quote for "another seed"; it needs no bootstrap.
+
+    Args:
+        pairs: (a, b) of each seed.
+    Returns:
+        For "avg" and each family the mean points b - a with both intervals.
+    Raises:
+        UserError: no pairs, or the questions are not the same everywhere.
+    """
+    if not pairs:
+        raise UserError("no pairs of runs to compare: at least one seed is needed.")
+    tables = [(ImageSums(x), ImageSums(y)) for x, y in (pair(a, b) for a, b in pairs)]
+    if any(first.images != tables[0][0].images or first.strata != tables[0][0].strata for first, _ in tables):
+        raise UserError("the seeds were not asked the same questions. Evaluate all of them on the same ones.")
+    seeds, images = len(tables), len(tables[0][0].images)
+    weights = resampled_weights(tables[0][0].strata)  # [R, I]
+    drawn = resampled_weights([()] * seeds, len(weights), seed=1) / seeds  # [R, S]
+    spread = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+    resampled = [_differences(*table, weights) for table in tables]
+    plain = [_differences(*table, np.ones((1, images))) for table in tables]
+    result: dict[str, SeedDifference] = {}
+    for name in plain[0]:
+        values = np.stack([difference[name] for difference in resampled], axis=1)  # [R, S]
+        mean = values.mean(axis=1)  # [R]
+        total = mean + spread * ((values * drawn).sum(axis=1) - mean)  # [R]
+        each = [float(difference[name][0]) for difference in plain]
+        result[name] = {
+            "points": round(float(np.mean(each)), 4),
+            "ci95": [round(value, 4) for value in percentiles(total)],
+            "p": bootstrap_p(total),
+            "t_ci95": t_interval(each),
+            "seeds": [round(value, 4) for value in each],
+        }
+    return result
+
+
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean of a few independent values (Student 1908); None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * error
+    return [round(mean - half, 4), round(mean + half, 4)]
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution, by integrating its density over tan(angle)."""
+    # With t = sqrt(v) tan(x) the density becomes proportional to cos(x) ** (v - 1) on (-pi/2, pi/2).
+    angles = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    share = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+    angle = float(np.interp(LEVEL, share, angles))
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def _differences(a: ImageSums, b: ImageSums, weights: np.ndarray) -> dict[str, np.ndarray]:
+    before, after = a.values(weights), b.values(weights)
+    return {name: after[name] - before[name] for name in before}
