@@ -9,14 +9,17 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from device_bench.measure import Work, latency_pass, run_once
+from device_bench.tasks.base import Sample
 from device_bench.telemetry import OtherLoad, machine_state, status_mb
 from vlm.config import Config
+from vlm.data.scenes.draw import render
+from vlm.data.scenes.scene import TEST_START, make_scene
 from vlm.errors import UserError
 from vlm.folders import write_atomic
 from vlm.runtimes import open_runtime
@@ -92,18 +95,19 @@ def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 
 def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Answer the built-in benchmark, image by image; every answer is on the disk before the next image."""
+    # Here, so that the benchmarks do not count into the memory of the other passes.
     from device_bench.evaluate import evaluate, scenes_questions, score
 
     questions = scenes_questions(job.scenes)
-    samples: list[Any] = []
+    samples: list[Sample] = []
     with job.answers.open("w") as file:
         for _, group in groupby(questions, key=lambda question: question.image):
             answered = evaluate(runtime, list(group), job.max_new_tokens)
-            file.writelines(json.dumps(_plain(sample)) + "\n" for sample in answered)
+            file.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in answered)
             file.flush()
             samples += answered
             on_progress(len(samples) / len(questions), f"accuracy: {len(samples)} of {len(questions)} questions")
-    return {"accuracy": _plain(score(samples))}
+    return {"accuracy": score(samples)}
 
 
 PASSES: dict[Pass, Callable[[Runtime, Job, Progress], dict[str, Any]]] = {
@@ -115,16 +119,7 @@ PASSES: dict[Pass, Callable[[Runtime, Job, Progress], dict[str, Any]]] = {
 
 
 def _work(job: Job) -> Work:
-    from vlm.data.scenes.draw import render
-    from vlm.data.scenes.scene import TEST_START, make_scene
-
     return Work(render(make_scene(TEST_START)), REQUEST, job.decode_tokens)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _claim_stdout() -> TextIO:

@@ -1,0 +1,270 @@
+"""The bench on this machine, with an engine that misbehaves as its manifest says."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+import tests.fake_engine
+from device_bench.config import BenchConfig
+from device_bench.measure import Work, latency_pass, latency_stats, run_once, summarise
+from device_bench.result import Recorder
+from device_bench.run import bench_one, run
+from device_bench.telemetry import identify_host
+from vlm.data.scenes.draw import render
+from vlm.data.scenes.scene import make_scene
+from vlm.errors import CheckFailed, UserError
+from vlm.manifest import Manifest, Precision, Preprocessing, list_files
+from vlm.runtimes.base import Runtime
+
+QUICK = {"iterations": 3, "warmup": 1, "cold_loads": 2, "decode_tokens": 5, "scenes": 2, "tasks": []}
+
+
+@pytest.fixture
+def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of the bench find our engine where they look for onnx."""
+    (tmp_path / "python" / "engines").mkdir(parents=True)
+    shutil.copy(str(tests.fake_engine.__file__), tmp_path / "python" / "engines" / "onnx.py")
+    (tmp_path / "python" / "sitecustomize.py").write_text(
+        f"import sys; sys.path.append({str(Path.cwd())!r})\n"
+        f"import vlm.runtimes; vlm.runtimes.__path__.insert(0, {str(tmp_path / 'python' / 'engines')!r})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "python"))
+
+
+def artifact(tmp_path: Path, name: str = "fake-fp32", context_length: int = 256, **does: str) -> Path:
+    """An artifact for the fake engine."""
+    folder = tmp_path / name
+    folder.mkdir()
+    tokenizer = Tokenizer(WordLevel({"?": 0, "<image>": 1, "</s>": 2, "Yes": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    Manifest(
+        schema=1,
+        name=name,
+        format="onnx",
+        engine="onnx",
+        precision="fp32",
+        precisions=Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"),
+        files=list_files(folder),
+        source_sha256="",
+        preprocessing=Preprocessing(size=8),
+        template="v1",
+        image_tokens=4,
+        image_token_id=1,
+        bos_id=0,
+        eos_id=2,
+        hidden_size=8,
+        vocab_size=9,
+        context_length=context_length,
+        versions={},
+        settings={"notes": str(tmp_path), **does},
+    ).write(folder)
+    return folder
+
+
+def measure(folder: Path, **settings: object) -> dict[str, object]:
+    path = bench_one(folder, BenchConfig(**{**QUICK, **settings}), folder.parent / "results")
+    return dict(json.loads(path.read_text()))
+
+
+def read_result(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder.parent / "results" / "local" / f"{folder.name}.json").read_text()))
+
+
+def processes(tmp_path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (tmp_path / "processes").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_result_is_the_summary_of_the_samples_beside_it(tmp_path: Path) -> None:
+    result = measure(artifact(tmp_path))
+    samples = json.loads((tmp_path / "results" / "local" / str(result["samples"])).read_text())
+    for name, stats in latency_stats(samples).items():
+        assert result[name] == stats.model_dump()
+        assert stats.n == 3
+    assert result["load_ms"] == summarise(samples["load_ms"]).p50
+    assert len(samples["load_ms"]) == 2
+    assert result["valid"] is True and result["invalid_because"] is None
+    assert result["imported"] == {"torch": False, "transformers": False, "deepspeed": False}
+    assert {"energy_j", "accuracy"} <= result["reasons"].keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_every_iteration_decodes_the_same_number_of_tokens_although_the_model_wants_to_end(tmp_path: Path) -> None:
+    measure(artifact(tmp_path))
+    samples = json.loads((tmp_path / "results" / "local" / "fake-fp32.samples.json").read_text())
+    assert len(samples["decode_ms"]) == 3 * 5
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_every_pass_is_a_process_of_its_own_with_a_minimal_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_USER", "1")
+    measure(artifact(tmp_path), threads=1)
+    seen = processes(tmp_path)
+    assert len({process["pid"] for process in seen}) == len(seen) == 2 + 1 + 1  # cold loads, latency, memory
+    for process in seen:
+        assert process["pid"] != os.getpid() and process["cwd"] != os.getcwd()
+        environment = process["environment"]
+        assert isinstance(environment, dict)
+        assert "SECRET_OF_THE_USER" not in environment and environment["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_accuracy_is_scored_on_the_built_in_benchmark_and_its_answers_are_kept(tmp_path: Path) -> None:
+    result = measure(artifact(tmp_path), tasks=["scenes"])
+    answers = [
+        json.loads(line) for line in (tmp_path / "results" / "local" / str(result["answers"])).read_text().splitlines()
+    ]
+    assert {answer["image"] for answer in answers} == {"scenes:950000", "scenes:950001"}
+    accuracy = result["accuracy"]
+    assert isinstance(accuracy, dict)
+    assert accuracy["avg"]["n"] == len(answers) > 12
+    assert set(accuracy["tasks"]) == {"gqa", "scienceqa", "textvqa", "mme", "mmbench", "pope"}
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_peak_memory_is_the_peak_during_the_answer(tmp_path: Path) -> None:
+    result = measure(artifact(tmp_path, ballast="yes"))
+    loaded = json.loads((tmp_path / "results" / "local" / "fake-fp32.samples.json").read_text())["rss_mb"]["loaded"]
+    if loaded is None:
+        pytest.skip("no /proc/self/status on this system")
+    assert float(str(result["peak_rss_mb"])) > loaded + 90
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_an_artifact_whose_process_imports_torch_is_invalid(tmp_path: Path) -> None:
+    folder = artifact(tmp_path, torch="yes")
+    with pytest.raises(CheckFailed, match=r"fake-fp32.*imported torch"):
+        measure(folder)
+    result = read_result(folder)
+    assert result["valid"] is False and "imported torch" in str(result["invalid_because"])
+    assert result["imported"]["torch"] is True  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.parametrize(("name", "hint"), [("SIGSEGV", ""), ("SIGKILL", "out of memory")])
+def test_a_crash_names_artifact_signal_and_log(tmp_path: Path, name: str, hint: str) -> None:
+    folder = artifact(tmp_path, signal=name)
+    with pytest.raises(CheckFailed, match=f"fake-fp32: the load pass was killed by {name}.*{hint}.*fake-fp32.log"):
+        measure(folder)
+    result = read_result(folder)
+    assert result["valid"] is False and name in str(result["invalid_because"])
+    assert result["vision_ms"] is None and name in result["reasons"]["vision_ms"]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_one_artifact_that_crashes_does_not_keep_the_others_from_being_measured(tmp_path: Path) -> None:
+    folders = [artifact(tmp_path, "bad-fp32", signal="SIGABRT"), artifact(tmp_path, "good-fp32")]
+    with pytest.raises(CheckFailed, match=r"^bad-fp32.*SIGABRT"):
+        run(BenchConfig(**QUICK), folders, tmp_path / "results")  # type: ignore[arg-type]
+    assert read_result(folders[1])["valid"] is True
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_process_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(CheckFailed, match="took longer than 6 s and was killed"):
+        measure(artifact(tmp_path, hang=str(tmp_path / "lock")), timeout_s=6)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the child holds it for a minute if it lives
+    assert time.monotonic() - start < 40
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_what_the_user_must_change_is_said_in_the_engines_words(tmp_path: Path) -> None:
+    folder = artifact(tmp_path, user_error="weights.bin: truncated. Export again.")
+    with pytest.raises(UserError, match=r"^weights.bin: truncated. Export again.$"):
+        measure(folder)
+    assert not (tmp_path / "results" / "local" / "fake-fp32.json").exists()
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_an_emulated_engine_gets_accuracy_but_no_speed_and_no_memory(tmp_path: Path) -> None:
+    result = measure(artifact(tmp_path, emulated="yes"), tasks=["scenes"])
+    for name in ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb"):
+        assert result[name] is None
+        assert result["reasons"][name].startswith("needs macOS: ")  # type: ignore[index]
+    assert result["accuracy"] is not None and result["valid"] is True
+    assert len(processes(tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_what_an_engine_prints_goes_to_the_log_and_disturbs_nothing(tmp_path: Path) -> None:
+    result = measure(artifact(tmp_path, print='{"fraction": "nonsense"}'))
+    assert "nonsense" in (tmp_path / "results" / "local" / str(result["log"])).read_text()
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_progress_only_grows_and_ends_at_one(tmp_path: Path) -> None:
+    seen: list[float] = []
+    folders = [artifact(tmp_path, "a-fp32"), artifact(tmp_path, "b-fp32")]
+    config = BenchConfig(**{**QUICK, "cold_loads": 1, "tasks": ["scenes"]})  # type: ignore[arg-type]
+    run(config, folders, tmp_path / "results", lambda done, text: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_a_damaged_artifact_is_found_before_anything_is_measured(tmp_path: Path) -> None:
+    good, bad = artifact(tmp_path, "good-fp32"), artifact(tmp_path, "bad-fp32")
+    (bad / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="truncated or changed"):
+        run(BenchConfig(), [good, bad], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_two_artifacts_of_one_name_and_unknown_tasks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    folders = [artifact(tmp_path), artifact(tmp_path / "other")]
+    with pytest.raises(UserError, match="two artifacts are named 'fake-fp32'"):
+        run(BenchConfig(), folders, tmp_path / "results")
+    with pytest.raises(UserError, match=r"unknown task 'scene'. Did you mean 'scenes'"):
+        run(BenchConfig(tasks=["scene"]), folders[:1], tmp_path / "results")
+
+
+@pytest.mark.parametrize(("share", "noted"), [(0.2, False), (0.3, True)])
+def test_latencies_of_a_busy_machine_are_marked_but_valid(tmp_path: Path, share: float, noted: bool) -> None:
+    recorder = Recorder(artifact(tmp_path), BenchConfig(), identify_host(), tmp_path / "results")
+    names = ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms")
+    one = {name: [1.0] for name in names}
+    state = {"temperature_c": {"zone": 40.0}, "reasons": {}}
+    found = {"engine": "onnx", "emulated": False, "imported": {"torch": False, "transformers": False}, "samples": one}
+    recorder.record("latency", {**found, "others_share": share, "before": state, "after": state})
+    result = json.loads(recorder.write().read_text())
+    assert result["valid"] is True
+    assert any("busy" in note for note in result["notes"]) == noted
+    assert result["thermal"] == {"before_c": {"zone": 40.0}, "after_c": {"zone": 40.0}}
+
+
+@pytest.fixture
+def fake_runtime(tmp_path: Path) -> Runtime:
+    """The fake engine in this process, with an artifact of context length 256."""
+    return tests.fake_engine.open(artifact(tmp_path), 1)
+
+
+def test_the_end_token_counts_again_after_a_timed_request(fake_runtime: Runtime) -> None:
+    before = fake_runtime.facts
+    timings = run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 3))
+    assert fake_runtime.facts == before
+    assert len(timings.decode_ms) == 3 and timings.ttft_ms >= timings.vision_ms + timings.prefill_ms > 0
+
+
+def test_warm_up_is_not_among_the_samples(fake_runtime: Runtime) -> None:
+    done: list[float] = []
+    samples = latency_pass(fake_runtime, Work(render(make_scene(1)), "Describe.", 2), 3, 2, done.append)
+    assert len(samples["ttft_ms"]) == 2 and len(samples["decode_ms"]) == 4
+    assert done == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_request_that_does_not_fit_says_how_long_the_context_must_be(fake_runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"context length 256 found.*needed"):
+        run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 250))
