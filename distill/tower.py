@@ -34,7 +34,7 @@ HELD_OUT = 512
 SHAPE_WEIGHT = 2.0
 # The first part of the steps sees crowded scenes and attends within cells only: shapes, which are slow to learn, are
 # learned in a third of the time; the rest learns to find the cells in the whole picture.
-BY_CELL_SHARE = 0.6
+BY_CELL_SHARE = 0.7
 # Starting sizes of positions and patches: of the same order, so that neither drowns the other.
 POSITION_SCALE = 0.7
 PATCH_SCALE = 5.0
@@ -265,7 +265,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--steps", type=int, default=1600, help="optimiser steps of 32 scenes")
+    parser.add_argument("--steps", type=int, default=1100, help="optimiser steps of 32 scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
