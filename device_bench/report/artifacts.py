@@ -1,0 +1,126 @@
+"""The artifacts of a run: size, proof of parity, and what each device measured."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from device_bench.evaluate import load_answers
+from device_bench.report.compare import changed_answers, checkpoint_answers, difference
+from device_bench.report.sources import Record, read_json, result_files
+from device_bench.tasks.base import Sample
+from vlm.manifest import MANIFEST
+
+# Points an artifact may lose against the torch student: 8 bits or wider, and 4 bits.
+WIDE_BAR, FOUR_BIT_BAR = -1.0, -3.0
+FORMATS = ("onnx", "executorch", "coreml", "gguf")
+MEASURED = ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb", "energy_j", "thermal", "accuracy")
+_FOUR_BIT = re.compile(r"int4|q4|4w")
+NO_MANIFEST = "the artifact's folder is not here, only its results"
+
+
+def artifact_records(run: Path) -> list[Record]:
+    """Every artifact of a run folder with its benches, in the order of the folders' names.
+
+    Args:
+        run: the run folder, or a plain bench folder (then only what the results say is known).
+    """
+    manifests = {path.parent.name: read_json(path) for path in sorted(run.glob(f"artifacts/*/{MANIFEST}"))}
+    results = [(path, read_json(path)) for path in result_files(run)]
+    names = sorted({*manifests, *(result["artifact"]["name"] for _, result in results)}, key=_order)
+    reference = checkpoint_answers(run / "student")
+    records = []
+    for name in names:
+        own = [_bench(run, path, result, reference) for path, result in results if result["artifact"]["name"] == name]
+        first = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
+        record = _artifact(name, manifests.get(name), first, own)
+        records.append({**record, "run": run.resolve().name})
+    return records
+
+
+def _order(name: str) -> tuple[int, bool, str]:
+    """By format in the order of FORMATS, the wide precision before the narrow one."""
+    format_ = name.partition("-")[0]
+    return FORMATS.index(format_) if format_ in FORMATS else len(FORMATS), is_four_bit(name), name
+
+
+def is_four_bit(precision: str) -> bool:
+    """Whether a precision's name says that the decoder's weights have four bits."""
+    return _FOUR_BIT.search(precision) is not None
+
+
+def accuracy_bar(precision: str) -> float:
+    """Points the artifact may lose against the torch student, as a negative number."""
+    return FOUR_BIT_BAR if is_four_bit(precision) else WIDE_BAR
+
+
+def _artifact(name: str, manifest: Record | None, measured: Record, benches: list[Record]) -> Record:
+    source = manifest or measured
+    size = sum(file["bytes"] for file in manifest["files"]) if manifest else measured.get("bytes")
+    parity = _parity(manifest, source.get("precision", name), benches)
+    record: Record = {
+        "name": name,
+        "format": source.get("format"),
+        "precision": source.get("precision"),
+        "precisions": manifest["precisions"] if manifest else None,
+        "bytes": size,
+        "parity": parity,
+        "versions": manifest["versions"] if manifest else {},
+        "notes": manifest["notes"] if manifest else [],
+        "benches": benches,
+    }
+    why = {"bytes": NO_MANIFEST, "precisions": NO_MANIFEST, "parity": NO_MANIFEST if not manifest else "the export climbed no ladder"}
+    return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
+
+
+def _parity(manifest: Record | None, precision: str, benches: list[Record]) -> Record | None:
+    """The manifest's ladder, with the rung of task accuracy taken from the bench where the export could not know it."""
+    parity: Record | None = manifest["parity"] if manifest else None
+    if parity is None or any(rung["name"] == "accuracy" for rung in parity["rungs"]):
+        return parity
+    found = next((bench["difference"] for bench in benches if bench["difference"]), None)
+    if found is None:
+        return parity
+    rung = _accuracy_rung(found, precision)
+    return {**parity, "rungs": [*parity["rungs"], rung], "passed": parity["passed"] and rung["passed"]}
+
+
+def _accuracy_rung(found: Record, precision: str) -> Record:
+    bar = accuracy_bar(precision)
+    low, high = found["ci95"]
+    return {
+        "name": "accuracy",
+        "metric": "points",
+        "value": found["points"],
+        "bar": bar,
+        "passed": found["points"] >= bar,
+        "reference": "float",
+        "note": f"95 % interval {low:+.1f} to {high:+.1f} over {found['n']} paired answers",
+    }
+
+
+def _bench(run: Path, path: Path, result: Record, reference: list[Sample] | None) -> Record:
+    """One device's result, with the difference to the torch student and the answers that changed."""
+    answers = path.parent / result["answers"] if result.get("answers") else None
+    compared = _compare(reference, load_answers(answers) if answers and answers.is_file() else None)
+    reasons: dict[str, Any] = {**(result.get("reasons") or {}), **compared.pop("reasons")}
+    for key in MEASURED:
+        if result.get(key) is None:
+            reasons.setdefault(key, "the result file gives no reason")
+    folder = path.parent.relative_to(run)
+    return {
+        **{key: value for key, value in result.items() if key not in ("schema", "artifact")},
+        **{key: result.get(key) for key in MEASURED},
+        **{key: (folder / result[key]).as_posix() if result.get(key) else None for key in ("samples", "answers")},
+        **compared,
+        "reasons": reasons,
+    }
+
+
+def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Record:
+    missing = "the torch student was not evaluated" if reference is None else "no benchmark was answered"
+    if reference is None or answers is None:
+        return {"difference": None, "changed": None, "reasons": dict.fromkeys(("difference", "changed"), missing)}
+    points, why = difference(reference, answers)
+    changed = changed_answers(reference, answers)
+    reasons = {"difference": why} if points is None else {}
+    return {"difference": points, "changed": changed, "reasons": reasons if changed else {**reasons, "changed": why}}

@@ -1,0 +1,78 @@
+"""Answers to the same questions compared: paired difference in points, and which answers changed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from device_bench.evaluate import load_answers
+from device_bench.report.sources import Record, read_json
+from device_bench.stats import paired_difference
+from device_bench.tasks.base import Sample
+from vlm.errors import UserError
+
+MOST_SHOWN = 12
+# Shown first: what the export broke, then what it mended, then other words of the same worth.
+_ORDER = ("lost", "gained", "other")
+
+
+def checkpoint_answers(checkpoint: Path) -> list[Sample] | None:
+    """The answers that a checkpoint's eval.json points to, None where it was not evaluated."""
+    evaluation = read_json(checkpoint / "eval.json")
+    path = checkpoint / evaluation.get("answers", "answers.jsonl") if evaluation else None
+    return load_answers(path) if path and path.is_file() else None
+
+
+def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Record | None, str]:
+    """Paired difference after - before in points.
+
+    Returns:
+        {points, ci95, p, test, n, tasks: {family: {...}}} and "", or None and why the two cannot be compared.
+    """
+    try:
+        found = paired_difference(before, after)
+    except UserError as error:
+        return None, str(error)
+    return {**found["avg"], "tasks": {family: value for family, value in found.items() if family != "avg"}}, ""
+
+
+def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Record | None:
+    """What an artifact answers otherwise than the torch student.
+
+    Args:
+        before: the torch student's answers.
+        after: the artifact's.
+    Returns:
+        {compared, changed, lost, gained, other, shown}, or None where no question is common. An answer is lost when it earned
+        more credit before; `shown` holds the first MOST_SHOWN: {id, image, family, prompt, truth, verdict, before, after}.
+    """
+    known = {(sample.family, sample.id): sample for sample in before}
+    pairs = [(known[sample.family, sample.id], sample) for sample in after if (sample.family, sample.id) in known]
+    if not pairs:
+        return None
+    changes = [_change(old, new) for old, new in pairs if old.answer.strip() != new.answer.strip()]
+    counts = {verdict: sum(change["verdict"] == verdict for change in changes) for verdict in _ORDER}
+    shown = sorted(changes, key=lambda change: (_ORDER.index(change["verdict"]), change["family"], change["id"]))
+    return {"compared": len(pairs), "changed": len(changes), **counts, "shown": _mixed(shown)[:MOST_SHOWN]}
+
+
+def _change(old: Sample, new: Sample) -> Record:
+    return {
+        "id": new.id,
+        "image": new.image,
+        "family": new.family,
+        "prompt": new.prompt,
+        "truth": new.truth,
+        "verdict": "lost" if new.correct < old.correct else "gained" if new.correct > old.correct else "other",
+        "before": {"answer": old.answer, "credit": old.correct},
+        "after": {"answer": new.answer, "credit": new.correct},
+    }
+
+
+def _mixed(changes: Sequence[Record]) -> list[Record]:
+    """Within each verdict take the families in turn, so that one of them cannot fill the page."""
+    turns: dict[tuple[str, str], int] = {}
+    ranked = []
+    for change in changes:
+        key = change["verdict"], change["family"]
+        turns[key] = turns.get(key, 0) + 1
+        ranked.append((_ORDER.index(change["verdict"]), turns[key], change))
+    return [change for _, _, change in sorted(ranked, key=lambda entry: entry[:2])]

@@ -1,0 +1,55 @@
+"""The method notes: how the numbers came about, and everything a stage said about its own work."""
+
+from device_bench.report import wording
+from device_bench.report.sources import Record
+
+INTERVALS = (
+    "Intervals of accuracy are 95 % bootstrap intervals over images, families drawn together. Differences are paired: the same "
+    "resampled images for both models. The average is the plain mean of the families."
+)
+LADDER = (
+    "Parity is measured with teacher forcing: after the prompt, the reference's greedy answer is fed token by token through the "
+    "artifact's own KV cache, and every position's logits are compared. Each rung shows its worst case over the probes."
+)
+ONE_SEED = (
+    "What distillation was worth is measured with one training seed; its interval covers the choice of test images, not of seeds."
+)
+
+
+def method_notes(report: Record) -> list[str]:
+    """Sentences for the page's last section: measurement settings, statistics, and the notes of artifacts and benches."""
+    artifacts = report["artifacts"]
+    benches = [(artifact, bench) for artifact in artifacts for bench in artifact["benches"]]
+    notes = list(dict.fromkeys(_settings(bench) for _, bench in benches if bench.get("settings")))
+    notes += [INTERVALS] if any(bench["accuracy"] for _, bench in benches) else []
+    notes += [LADDER] if any(artifact["parity"] for artifact in artifacts) else []
+    notes += [ONE_SEED] if report["distillation"]["difference"] else []
+    said = [(artifact, note) for artifact in artifacts for note in artifact["notes"]]
+    said += [(artifact, note) for artifact, bench in benches for note in bench.get("notes") or []]
+    said += [(artifact, f"invalid: {bench['invalid_because']}") for artifact, bench in benches if bench.get("invalid_because")]
+    return notes + _together(said)
+
+
+def _settings(bench: Record) -> str:
+    settings = bench["settings"]
+    texts = {
+        "iterations": "{} timed repetitions",
+        "warmup": "{} before them discarded",
+        "threads": "{} threads",
+        "cold_loads": "load time over {} fresh processes",
+        "scenes": "accuracy on {} images",
+    }
+    parts = [text.format(settings[key]) for key, text in texts.items() if settings.get(key) is not None]
+    where = bench["device"].get("name") or bench["device"].get("kind")
+    passes = "Loading, latency, memory and accuracy are separate passes in fresh processes."
+    return f"Measured on {where}: {', '.join(parts)}. {passes}"
+
+
+def _together(said: list[tuple[Record, str]]) -> list[str]:
+    """One sentence per note, with the names of all artifacts that carry it."""
+    names: dict[str, list[str]] = {}
+    for artifact, note in said:
+        known = names.setdefault(note, [])
+        name = wording.artifact_name(artifact)
+        known += [] if name in known else [name]
+    return [f"{', '.join(carriers)}: {note}" for note, carriers in names.items()]

@@ -1,0 +1,55 @@
+"""The models of a run: teacher, student and the same student without distillation, and what distillation was worth."""
+
+from pathlib import Path
+
+from device_bench.report.compare import checkpoint_answers, difference
+from device_bench.report.sources import Record, find_checkpoint, parameters, read_config, read_json
+
+
+def teacher_folder(run: Path) -> Path | None:
+    """Where the run's teacher lies, from `distill.teacher` of its configuration."""
+    distill = read_config(run).get("distill")
+    return find_checkpoint(distill.get("teacher"), run) if isinstance(distill, dict) else None
+
+
+def model_records(run: Path) -> Record:
+    """Size and accuracy of teacher, student and undistilled student."""
+    return {
+        "teacher": _model(teacher_folder(run), "the run's config.yaml names no teacher that is on this machine"),
+        "student": _model(run / "student", "the run has no student checkpoint"),
+        "undistilled": _model(run / "undistilled", "the run trained no student without distillation"),
+    }
+
+
+def _model(folder: Path | None, absent: str) -> Record:
+    if folder is None or not folder.is_dir():
+        empty = dict.fromkeys(("params", "params_by_part", "accuracy"))
+        return {**empty, "reasons": dict.fromkeys(empty, absent)}
+    parts = parameters(folder)
+    evaluation = read_json(folder / "eval.json") or {}
+    record: Record = {
+        "params": sum(parts.values()) if parts else None,
+        "params_by_part": parts,
+        "accuracy": evaluation.get("accuracy"),
+    }
+    why = {
+        "params": "the checkpoint holds no safetensors file",
+        "params_by_part": "the checkpoint holds no safetensors file",
+        "accuracy": f"{folder.name}/eval.json is missing: the checkpoint was not evaluated",
+    }
+    return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
+
+
+def distillation_worth(run: Path) -> Record:
+    """Paired difference between the student and the same student without distillation, in points.
+
+    Returns:
+        {difference: {points, ci95, p, n, tasks}, reasons}; one training seed, the interval is over the test images.
+    """
+    answers = {name: checkpoint_answers(run / name) for name in ("undistilled", "student")}
+    before, after = answers["undistilled"], answers["student"]
+    if before is None or after is None:
+        missing = " and ".join(f"{name}/" for name, found in answers.items() if found is None)
+        return {"difference": None, "reasons": {"difference": f"no evaluated answers in {missing}"}}
+    worth, why = difference(before, after)
+    return {"difference": worth, "reasons": {} if worth else {"difference": why}}

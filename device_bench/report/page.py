@@ -1,0 +1,103 @@
+"""index.html: one self-contained file, drawn from the report and the raw samples it points to."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from device_bench.report import charts, curves, wording
+from device_bench.report.method import method_notes
+from device_bench.report.pictures import picture
+from device_bench.report.sources import Record
+from device_bench.report.table import COLUMNS, table
+
+_HERE = Path(__file__).parent
+# Sample name in the samples file -> what its chart's axis says.
+LATENCIES = {
+    "ttft_ms": "first token, ms",
+    "decode_ms": "one decoded token, ms",
+    "vision_ms": "vision tower and projector, ms",
+    "load_ms": "load, ms",
+}
+COSTS = {
+    "bytes": ("Accuracy against size", "size, MB"),
+    "decode_tok_s": ("Accuracy against decoding speed", "decode, tokens/s"),
+    "ttft_ms": ("Accuracy against time to the first token", "first token, ms"),
+    "peak_rss_mb": ("Accuracy against memory", "peak resident memory, MiB"),
+}
+
+
+def page(report: Record, samples: dict[tuple[str, str], Record]) -> str:
+    """Draw the page.
+
+    Args:
+        report: from `build`.
+        samples: raw samples by (run, file), from `raw_samples`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"wording": wording, "picture": picture}
+    rows, notes = table(report)
+    seconds = [stage["seconds"] for stage in report["stages"] if stage["seconds"]]
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        style=Markup((_HERE / "style.css").read_text()),  # noqa: S704  (our own file)
+        headline=wording.headline(report),
+        columns=COLUMNS,
+        rows=rows,
+        footnotes=notes,
+        result_charts=_result_charts(report),
+        training_charts=_training_charts(report["training"]),
+        latency_charts=_latency_charts(report["artifacts"], samples),
+        method=method_notes(report),
+        stages_longest=max(seconds, default=0),
+        stages_total=sum(seconds),
+        benches=[(artifact, bench) for artifact in report["artifacts"] for bench in artifact["benches"]],
+    )
+
+
+def _result_charts(report: Record) -> list[Record]:
+    """Accuracy against each cost, accuracy per family, and what distillation was worth per family."""
+    accuracy = report["models"]["student"]["accuracy"]
+    student = accuracy["avg"]["score"] if accuracy else None
+    found: list[Record] = []
+    for measure, (title, label) in COSTS.items():
+        if points := charts.accuracy_points(report["artifacts"], measure, student):
+            text = "Whiskers are the paired 95 % interval of the difference to the torch student." if student is not None else ""
+            found.append(_chart(title, charts.scatter(f"cost-{measure}", points, label, student), text))
+    if families := charts.families(report["models"]):
+        found.append(_chart("Accuracy per family", families, "", legend=True))
+    if difference := report["distillation"]["difference"]:
+        text = "The distilled student minus the same student trained without a teacher, on the same questions."
+        found.append(_chart("What distillation was worth", charts.worth(difference), text))
+    return found
+
+
+def _training_charts(training: Record) -> list[Record]:
+    student = training["student"]
+    if not student or not student["rows"]:
+        return []
+    found = [_chart("Loss", curves.losses(student, training["undistilled"]), "Logarithmic; the first stage is shaded.")]
+    for name in student.get("terms", []):
+        if drawn := curves.term(name, student["rows"]):
+            found.append(_chart(wording.TERM_NAMES.get(name, name), drawn, ""))
+    return found
+
+
+def _latency_charts(artifacts: list[Record], samples: dict[tuple[str, str], Record]) -> list[Record]:
+    found = []
+    for name, label in LATENCIES.items():
+        rows: list[tuple[Record, list[float]]] = []
+        for artifact in artifacts:
+            for bench in artifact["benches"]:
+                values = samples.get((artifact["run"], bench["samples"]), {}).get(name)
+                rows += [(artifact, values)] if values else []
+        if rows:
+            found.append(_chart(label.partition(",")[0].capitalize(), charts.latency_strip(f"strip-{name}", rows, label), ""))
+    return found
+
+
+def _chart(title: str, svg: Markup, text: str, legend: bool = False) -> dict[str, Any]:
+    return {"title": title, "svg": svg, "text": text, "legend": legend}

@@ -1,0 +1,121 @@
+"""The headline table: one row per artifact and device, every cell a number or a footnote that says why there is none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from device_bench.report import wording
+from device_bench.report.sources import Record
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell: the number, a smaller second line, or the number of the footnote that explains its absence."""
+
+    main: str = ""
+    below: str = ""
+    note: int | None = None
+
+
+@dataclass
+class Footnotes:
+    """Reasons in the order in which they are first needed, each once."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def __call__(self, reason: str) -> int:
+        """Number of a reason, from 1."""
+        if reason not in self.texts:
+            self.texts.append(reason)
+        return self.texts.index(reason) + 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact on one device."""
+
+    artifact: Record
+    name: str
+    device: str
+    badges: list[str]
+    state: str  # of the parity ladder: pass | fail | unknown
+    cells: list[Cell]
+
+
+COLUMNS = (
+    ("Size", "MB"),
+    ("Parity", "logits cosine"),
+    ("Accuracy", "%"),
+    ("Difference", "points"),
+    ("Load", "ms"),
+    ("Vision", "ms"),
+    ("First token", "ms"),
+    ("Prefill", "tokens/s"),
+    ("Decode", "tokens/s"),
+    ("Peak RSS", "MiB"),
+)
+
+
+def table(report: Record) -> tuple[list[Row], list[str]]:
+    """Rows of the headline table and its footnotes."""
+    notes = Footnotes()
+    pairs = [(artifact, bench) for artifact in report["artifacts"] for bench in artifact["benches"] or [None]]
+    devices = {bench["device"].get("name") for _, bench in pairs if bench}
+    return [_row(artifact, bench, notes, named=len(devices) > 1) for artifact, bench in pairs], notes.texts
+
+
+def _row(artifact: Record, bench: Record | None, notes: Footnotes, named: bool) -> Row:
+    parity = artifact["parity"]
+    device = str(bench["device"].get("name") or "") if bench and named else ""  # said only where there are several
+    cells = [
+        _cell(artifact, "bytes", notes, lambda size: Cell(wording.megabytes(size))),
+        _cell(artifact, "parity", notes, _parity),
+        *(_cell(bench, key, notes, show) for key, show in _MEASURES.items()),
+    ]
+    state = "unknown" if parity is None else "pass" if parity["passed"] else "fail"
+    return Row(artifact, wording.artifact_name(artifact), device, wording.badges(artifact, bench), state, cells)
+
+
+def _cell(source: Record | None, key: str, notes: Footnotes, show: Callable[..., Cell]) -> Cell:
+    if source is None:
+        return Cell(note=notes("not measured on any device"))
+    value = source.get(key)
+    return Cell(note=notes(source["reasons"].get(key, "no reason given"))) if value is None else show(value)
+
+
+def _parity(parity: Record) -> Cell:
+    cosine = parity["logits_cos"]
+    below = f"{wording.rung_value('agreement', parity['token_agreement'])} tokens" if parity["token_agreement"] is not None else ""
+    return Cell("not compared" if cosine is None else wording.rung_value("cosine", cosine), below)
+
+
+def _accuracy(accuracy: Record) -> Cell:
+    average = accuracy["avg"]
+    return Cell(wording.percent(average["score"]), wording.percent_interval(average["ci95"]))
+
+
+def _difference(difference: Record) -> Cell:
+    return Cell(wording.points(difference["points"]), wording.points_interval(difference["ci95"]))
+
+
+def _time(stats: Record) -> Cell:
+    return Cell(wording.number(stats["p50"]), f"p95 {wording.number(stats['p95'])}")
+
+
+def _rate(stats: Record) -> Cell:
+    return Cell(wording.number(stats["p50"]), f"min {wording.number(stats['min'])}")
+
+
+def _plain(value: float) -> Cell:
+    return Cell(wording.number(value))
+
+
+_MEASURES: dict[str, Callable[..., Cell]] = {
+    "accuracy": _accuracy,
+    "difference": _difference,
+    "load_ms": _plain,
+    "vision_ms": _time,
+    "ttft_ms": _time,
+    "prefill_tok_s": _rate,
+    "decode_tok_s": _rate,
+    "peak_rss_mb": _plain,
+}
