@@ -31,21 +31,21 @@ def plain(question: str = "", has_image: bool = True) -> tuple[str, str]:
 
 
 TEMPLATES = {"v1": v1, "plain": plain}
+# What ends an answer in training: v1 ends with the end token, plain (upstream's separator) with a line break instead.
+ENDINGS = {"v1": "", "plain": "\n"}
 
 
 def prompt_ids(parts: tuple[str, str], tokenizer: Tokenizer, bos: int, image_id: int, image_tokens: int) -> list[int]:
     """Tokenize a prompt as upstream's `tokenizer_image_token` does: each part alone, the image's ids between them.
 
     Args:
-        parts: text before and after the image; an empty second part with text before means "no image".
+        parts: text before and after the image.
         tokenizer: gives plain ids.
         bos: id that starts the sequence.
-        image_id: placeholder id; stands `image_tokens` times where the image's embeddings go.
+        image_id: placeholder id; stands where the image's embeddings go.
+        image_tokens: how many of them; 0 for a prompt without an image.
     Returns:
         The ids, [N].
     """
-    before, after = parts
-    head = [bos, *(tokenizer.encode(before) if before else [])]
-    if before and not after:
-        return head
-    return [*head, *[image_id] * image_tokens, *(tokenizer.encode(after) if after else [])]
+    before, after = (tokenizer.encode(part) if part else [] for part in parts)
+    return [bos, *before, *[image_id] * image_tokens, *after]

@@ -120,7 +120,8 @@ class Runtime(ABC):
         """Return the prompt's ids with the image placeholder repeated V times, [N]."""
         facts = self.facts
         parts = TEMPLATES[template or facts.template](question, has_image)
-        return prompt_ids(parts, self.tokenizer, facts.bos_id, facts.image_token_id, facts.image_tokens)
+        count = facts.image_tokens if has_image else 0
+        return prompt_ids(parts, self.tokenizer, facts.bos_id, facts.image_token_id, count)
 
     def prompt_embeds(self, ids: list[int], vision: VisionOutput | None) -> np.ndarray:
         """Embed a prompt and put the vision tokens where the placeholders stand: [N, D]."""

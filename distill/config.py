@@ -1,0 +1,133 @@
+"""Configuration of distillation: models, data, the terms of the loss, and the stages."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from vlm.config import Config
+
+
+class Weight(Config):
+    """Outer weight of a term: `fixed`, or held so that the term's gradient is `share` of the cross-entropy's.
+
+    The gradient is that with respect to the student; `cap` bounds the automatic weight, because a term that collapses
+    would otherwise be scaled without end (facts: 2e9 was seen).
+    """
+
+    fixed: float = 1.0
+    share: float | None = None
+    cap: float = 30.0
+
+
+class AttentionTerm(Config):
+    """L_A on text-query rows x vision-key columns of one layer's attention (Align-KD eq. 1).
+
+    distance: `mse` on probabilities with a free 1x1 head adapter is the published one; `kl` compares rows renormalised
+    over the vision columns, teacher heads mixed convexly; `cosine` compares rows with a free adapter, scale-free.
+    """
+
+    distance: Literal["mse", "kl", "cosine"] = "mse"
+    teacher_layer: int = 0
+    student_layer: int = 0
+    weight: Weight = Weight()
+
+
+class VisionTerm(Config):
+    """L_V = L_all + focus_weight * L_focus on the projector's outputs (Align-KD eq. 2 to 5)."""
+
+    focus_tokens: int = 16  # K
+    focus_weight: float = 0.1  # lambda
+    weight: Weight = Weight()
+
+
+class LogitsTerm(Config):
+    """L_KL on the answer tokens; reverse is the published one (eq. 6)."""
+
+    distance: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
+    temperature: float = 1.0
+    weight: Weight = Weight()
+
+
+class Data(Config):
+    """Training data of a stage: built-in scenes, or LLaVA-format records with images in a folder."""
+
+    kind: Literal["scene_captions", "scene_conversations", "llava"]
+    start: int = 0  # seed of the first scene
+    count: int = 0  # number of scenes
+    records: str | None = None
+    images: str | None = None
+    template: Literal["plain", "v1"] = "v1"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Data":
+        if self.kind == "llava" and not (self.records and self.images):
+            raise ValueError("data of kind llava needs `records` (a .json or .jsonl file) and `images` (a folder)")
+        if self.kind != "llava" and self.count < 1:
+            raise ValueError(f"data of kind {self.kind} needs `count`, the number of scenes")
+        return self
+
+
+class Stage(Config):
+    """One training stage: data, length and learning rates (cosine with linear warm-up)."""
+
+    name: str
+    data: Data
+    steps: int
+    batch_size: int
+    learning_rate: float
+    projector_learning_rate: float | None = None  # None: as learning_rate
+    warmup: float = 0.03
+
+
+class Student(Config):
+    """The student's decoder when it starts from random weights; initializer_range None means 1 / sqrt(hidden_size)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int = 512
+    initializer_range: float | None = None
+
+
+class DistillConfig(Config):
+    """A distillation run; without teacher and terms it is plain supervised training.
+
+    Attributes:
+        teacher: checkpoint folder of the teacher.
+        vision: folder whose vision tower (and tokenizer) the student takes over, frozen; None: the teacher's.
+        student: sizes for random weights, or a checkpoint folder to start from.
+        undistilled: also train the same student without teacher, from the same weights, on the same batches.
+    """
+
+    teacher: str | None = None
+    vision: str | None = None
+    student: Student | str
+    stages: list[Stage]
+    attention: AttentionTerm | None = None
+    vision_tokens: VisionTerm | None = None
+    logits: LogitsTerm | None = None
+    undistilled: bool = False
+    seed: int = 0
+    threads: int = 1
+    bf16: bool = True
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+    probe_steps: int = 50
+    checkpoint_steps: int = 200
+    deepspeed: dict | None = None
+
+    @model_validator(mode="after")
+    def _needs_teacher(self) -> "DistillConfig":
+        if self.teacher is None and (self.attention or self.vision_tokens or self.logits):
+            raise ValueError("the terms attention, vision_tokens and logits need a `teacher`")
+        if self.teacher is None and self.vision is None and not isinstance(self.student, str):
+            raise ValueError("a student from random weights needs `vision` or `teacher` to take the vision tower from")
+        return self
+
+    def without_distillation(self) -> "DistillConfig":
+        """The same run with every distillation term off."""
+        off = {"attention": None, "vision_tokens": None, "logits": None, "undistilled": False}
+        return self.model_copy(update=off)

@@ -1,0 +1,121 @@
+"""Training records: an image reference and the turns about it, from the built-in scenes or from LLaVA-format files."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vlm.data.scenes.question import DESCRIBE
+from vlm.data.scenes.questions import caption, training_turns
+from vlm.data.scenes.scene import make_scene
+from vlm.errors import UserError
+from vlm.preprocess import open_image
+
+SCENES = "scenes:"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image (None: text only) and its turns, each a (question, answer) pair asked of the image independently.
+
+    Attributes:
+        id: unique within the data set.
+        image: a path, or "scenes:SEED" for a built-in drawing.
+        turns: questions and answers; the answer is what the loss is taken on.
+        template: name in vlm.prompts.TEMPLATES.
+    """
+
+    id: str
+    image: str | None
+    turns: tuple[tuple[str, str], ...]
+    template: str
+
+
+def load_image(reference: str) -> Image.Image:
+    """Return the picture that a record or a benchmark sample refers to."""
+    if reference.startswith(SCENES):
+        from vlm.data.scenes.draw import render
+
+        return render(make_scene(int(reference.removeprefix(SCENES))))
+    return open_image(Path(reference))
+
+
+class Records(Sequence[Record]):
+    """`count` records, each made when it is asked for, so that a large data set costs no memory."""
+
+    def __init__(self, count: int, make: Callable[[int], Record]) -> None:
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(index)
+
+
+def scene_captions(start: int, count: int) -> Records:
+    """The pretraining stage on the built-in scenes: one caption an image, prompt `plain`."""
+
+    def make(index: int) -> Record:
+        seed = start + index
+        return Record(f"caption-{seed}", f"{SCENES}{seed}", (("", caption(make_scene(seed))),), "plain")
+
+    return Records(count, make)
+
+
+def scene_conversations(start: int, count: int, seed: int = 0) -> Records:
+    """The multi-task stage on the built-in scenes: about 24 questions an image, every second one's caption, prompt `v1`.
+
+    Args:
+        start: seed of the first scene.
+        count: number of scenes.
+        seed: chooses which questions are asked.
+    """
+
+    def make(index: int) -> Record:
+        number = start + index
+        scene = make_scene(number)
+        turns = [(turn.question, turn.answer) for turn in training_turns(scene, seed)]
+        if number % 2 == 0:
+            turns.append((DESCRIBE, caption(scene)))
+        return Record(f"scene-{number}-{seed}", f"{SCENES}{number}", tuple(turns), "v1")
+
+    return Records(count, make)
+
+
+def read_llava(path: Path, images: Path, template: str) -> Sequence[Record]:
+    """Read LLaVA-format records: [{"id", "image"?, "conversations": [{"from": "human"|"gpt", "value"}]}].
+
+    Args:
+        path: a .json list or .jsonl file.
+        images: folder below which the images lie.
+        template: prompt template of the stage.
+    Raises:
+        UserError: the file is missing or damaged, a conversation does not alternate, an image path leaves `images`.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such data file.")
+    try:
+        text = path.read_text()
+        rows = [json.loads(line) for line in text.splitlines() if line] if path.suffix == ".jsonl" else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}).") from error
+    return [_record(path, images, template, index, row) for index, row in enumerate(rows)]
+
+
+def _record(path: Path, images: Path, template: str, index: int, row: dict) -> Record:
+    turns = row.get("conversations", [])
+    if not turns or len(turns) % 2 or any(t.get("from") != ("human", "gpt")[i % 2] for i, t in enumerate(turns)):
+        raise UserError(f"{path}: record {index} ({row.get('id')!r}): human and gpt turns must alternate.")
+    image = None
+    if row.get("image"):
+        file = (images / row["image"]).resolve()
+        if not file.is_relative_to(images.resolve()):
+            raise UserError(f"{path}: record {index}: image {row['image']!r} leaves {images}.")
+        image = str(file)
+    values = [turn["value"].replace("<image>", "").strip("\n") for turn in turns]
+    return Record(str(row.get("id", index)), image, tuple(zip(values[::2], values[1::2], strict=True)), template)
