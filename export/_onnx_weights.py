@@ -81,20 +81,23 @@ def name_matrices(model: onnx.ModelProto, module: nn.Module) -> None:
     Raises:
         ValueError: a constant matrix is no parameter, so the graph computes something that was not trained.
     """
-    known: dict[str, str] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 2:
-            known.setdefault(_digest(parameter.detach().numpy()), name)
+    # By operator, because an embedding and a head that share a parameter are two names, rounded differently.
+    known = {
+        (operator, _digest(layer.weight.detach().numpy())): f"{name}.weight"
+        for operator, kind in (("MatMul", nn.Linear), ("Gather", nn.Embedding))
+        for name, layer in module.named_modules()
+        if isinstance(layer, kind)
+    }
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     renamed: dict[str, str] = {}
     for node in model.graph.node:
         if (slot := _matrix_slot(node, tensors)) is not None:
             tensor = tensors[node.input[slot]]
             array = to_array(tensor)
-            name = known.get(_digest(array.T if node.op_type == "MatMul" else array))
-            if name is None:
+            key = node.op_type, _digest(array.T if node.op_type == "MatMul" else array)
+            if key not in known:
                 raise ValueError(f"{node.name}: the constant {tensor.name} {list(array.shape)} is no parameter.")
-            renamed[tensor.name] = name
+            renamed[tensor.name] = known[key]
     for tensor in model.graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
     for node in model.graph.node:
@@ -102,8 +105,14 @@ def name_matrices(model: onnx.ModelProto, module: nn.Module) -> None:
             node.input[index] = renamed.get(name, name)
 
 
-def quantize(model: onnx.ModelProto, bits: int) -> None:
-    """Replace every named matrix of the graph by `bits`-bit blocks, in place."""
+def quantize(model: onnx.ModelProto, bits: int, accuracy_level: int) -> None:
+    """Replace every named matrix of the graph by blocks of `bits`-bit integers, in place.
+
+    Args:
+        model: a graph after `name_matrices`.
+        bits: 4 or 8.
+        accuracy_level: MatMulNBits' own: 0 computes in float32, 4 rounds activations to 8 bits.
+    """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     done: dict[str, list[onnx.TensorProto]] = {}
     nodes = []
@@ -119,7 +128,7 @@ def quantize(model: onnx.ModelProto, bits: int) -> None:
         codes, scales, zero_points = (tensor.name for tensor in done[name])
         if is_matmul:
             inputs = [node.input[0], codes, scales, zero_points]
-            settings = {"K": matrix.shape[1], "N": matrix.shape[0]}
+            settings = {"K": matrix.shape[1], "N": matrix.shape[0], "accuracy_level": accuracy_level}
             kind = "MatMulNBits"
         else:
             inputs = [codes, node.input[1], scales, zero_points]

@@ -62,6 +62,9 @@ class Decoder(nn.Module):
         context_length: longest sequence, S.
     """
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(self, model: LlavaForConditionalGeneration, context_length: int) -> None:
         super().__init__()
         body, config = model.model.language_model, model.config.text_config

@@ -105,7 +105,10 @@ def climb(
     """
     is_float = precision in FLOAT_BARS
     judge: Source = "float" if is_float or reference_dequantized is None else "dequantized"
-    references = [("float", reference_float), ("dequantized", reference_dequantized)]
+    references: list[tuple[Source, Reference | None]] = [
+        ("float", reference_float),
+        ("dequantized", reference_dequantized),
+    ]
     rungs = [_pixels(runtime, reference_float, probes)]
     summary: dict[str, Any] = {}
     for source, reference in sorted(references, key=lambda pair: pair[0] != judge):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ LIBRARIES = (
 class Target:
     """A format's module and one of its precisions."""
 
-    format: str
+    format: Literal["onnx", "executorch", "coreml", "gguf"]
     precision: str
     module: ModuleType
 
@@ -87,12 +88,13 @@ def parse_target(text: str) -> Target:
     Raises:
         UserError: no such format or precision, or a library it needs is not installed.
     """
+    name: Any
     name, _, precision = text.partition(":")
     try:
         module = load("export.formats", name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"target {text!r}: needs {error.name}, which is not installed: pip install 'pocketvlm[{name}]'."
+            f"target {text!r}: needs {error.name}, which is not installed: pip install 'pocketvlm[export]'."
         ) from error
     if precision not in module.PRECISIONS:
         known = ", ".join(f"{name}:{known}" for known in module.PRECISIONS)
@@ -104,7 +106,7 @@ def parse_target(text: str) -> Target:
 def _open_source(folder: Path, config: ExportConfig) -> Source:
     torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(folder)
-    longest = checkpoint.model.config.text_config.max_position_embeddings
+    longest = _text_config(checkpoint).max_position_embeddings
     if config.context_length > longest:
         raise UserError(f"context_length={config.context_length}: {folder} was made for at most {longest} tokens.")
     return Source(checkpoint, Reference(TorchRuntime(checkpoint)), scene_probes(config.probes), checkpoint.sha256)
@@ -168,7 +170,7 @@ def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Ch
 
 def _manifest(source: Source, target: Target, written: Written, folder: Path, config: ExportConfig) -> Manifest:
     checkpoint = source.checkpoint
-    text = checkpoint.model.config.text_config
+    text = _text_config(checkpoint)
     return Manifest(
         schema=1,
         name=target.name,
@@ -191,6 +193,10 @@ def _manifest(source: Source, target: Target, written: Written, folder: Path, co
         settings=written.settings,
         notes=written.notes,
     )
+
+
+def _text_config(checkpoint: Checkpoint) -> Any:
+    return checkpoint.model.config.text_config
 
 
 def _versions() -> dict[str, str]:

@@ -47,7 +47,7 @@ class OnnxRuntime(Runtime):
         settings = manifest.settings
         self._past, self._present = cache_names(int(settings["layers"]))
         shape = (1, int(settings["kv_heads"]), 0, int(settings["head_dim"]))
-        self._empty = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))  # [1, KV, 0, d]
+        self._empty = np.zeros(shape, np.float32)  # [1, KV, 0, d]
         self.reset()
 
     def encode_image(self, pixels: np.ndarray) -> VisionOutput:
@@ -63,18 +63,16 @@ class OnnxRuntime(Runtime):
     def reset(self) -> None:
         """Empty the KV cache."""
         self._length = 0
-        self._cache = [self._empty] * len(self._past)
+        self._cache: list[np.ndarray] = [self._empty] * len(self._past)
 
     def forward(self, embeds: np.ndarray) -> np.ndarray:
         """Append embeddings and return the last logits."""
-        positions = np.arange(self._length, self._length + len(embeds), dtype=np.int64)[None]  # [1, N]
         inputs = dict(zip(self._past, self._cache, strict=True))
-        # OrtValues keep keys and values inside the engine: only the logits become an array.
-        inputs["inputs_embeds"] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeds[None], np.float32))
-        inputs["position_ids"] = ort.OrtValue.ortvalue_from_numpy(positions)
-        logits, *self._cache = self._decoder.run_with_ort_values(["logits", *self._present], inputs)
+        inputs["inputs_embeds"] = np.ascontiguousarray(embeds[None], np.float32)  # [1, N, D]
+        inputs["position_ids"] = np.arange(self._length, self._length + len(embeds), dtype=np.int64)[None]  # [1, N]
+        logits, *self._cache = self._decoder.run(["logits", *self._present], inputs)
         self._length += len(embeds)
-        return np.asarray(logits.numpy()[0, 0])  # [vocabulary]
+        return np.asarray(logits[0, 0])  # [vocabulary]
 
 
 def _session(path: Path, threads: int) -> ort.InferenceSession:
