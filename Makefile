@@ -1,0 +1,51 @@
+# `make help` lists the targets. Everything happens inside .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+CORES := $(shell nproc 2>/dev/null || echo 2)
+
+.DEFAULT_GOAL := help
+.PHONY: help install mobile test lint gate baseline teacher study-tiny clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install everything into it (about 10 minutes, once)
+
+# llama-cpp-python is compiled from source; the checks come first so that a missing compiler is told in one line.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11 or missing. Type: make PYTHON=python3.11 (or newer)" >&2; exit 2; }
+	@for tool in gcc g++ cmake; do command -v $$tool >/dev/null || { echo "$$tool is missing: it builds llama-cpp-python. On Debian or Ubuntu type: apt-get install gcc g++ cmake make python3-venv" >&2; exit 2; }; done
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu type: apt-get install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	CMAKE_BUILD_PARALLEL_LEVEL=$(CORES) CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@touch $@
+
+mobile: $(INSTALLED) ## the whole road: distil, export, measure, report (runs/tiny/report/index.html)
+	$(BIN)/pocketvlm run configs/tiny.yaml
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+gate: $(INSTALLED) ## compare runs/tiny with baselines/tiny.json; exit 1 on a regression
+	$(BIN)/pocketvlm gate runs/tiny/report/report.json --baseline baselines/tiny.json
+
+baseline: $(INSTALLED) ## make runs/tiny the baseline that `make gate` compares with
+	$(BIN)/pocketvlm report runs/tiny --out runs/tiny/report --baseline baselines/tiny.json
+
+teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes as long as it needs)
+	$(BIN)/python -m distill.tower --out runs/teacher/tower
+	$(BIN)/pocketvlm distill configs/teacher.yaml
+
+study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
+	$(BIN)/python -m distill.study
+
+clean: ## remove what runs and tests left (not .venv)
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

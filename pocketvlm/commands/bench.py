@@ -1,0 +1,56 @@
+"""`pocketvlm bench`: latency, memory, energy and accuracy of artifacts on a device."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MEDIANS = ("vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")
+COLUMNS = ["artifact", "load ms", "vision ms", "ttft ms", "prefill tok/s", "decode tok/s", "peak MB", "accuracy %"]
+
+
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")],
+    out: Annotated[Path, typer.Option(help="Results go to OUT/<device>/<artifact>.json.")],
+    device: Annotated[str, typer.Option(help="local, adb[:SERIAL] or ssh:USER@HOST[:PORT].")] = "local",
+    tasks: Annotated[str | None, typer.Option(help="Benchmarks, separated by commas; '' for none.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Test images of the built-in benchmark.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Timed answers.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure artifacts, each in a fresh process from its folder alone."""
+    from device_bench.config import BenchConfig
+    from device_bench.run import run
+    from pocketvlm.commands._options import given, names
+    from pocketvlm.progress import Progress
+
+    options = given(tasks=names(tasks), scenes=scenes, iterations=iterations, threads=threads)
+    config = BenchConfig.parse({"device": device, **options}, "pocketvlm bench")
+    with Progress(quiet=as_json) as progress:
+        progress.single("measure", 25.0 * len(artifacts))
+        results = run(config, artifacts, out, progress.update)
+    show(results, as_json)
+
+
+def show(results: list[Path], as_json: bool) -> None:
+    """Print each result's headline figures."""
+    import json
+
+    from pocketvlm.console import print_json, print_table
+
+    trees = [json.loads(path.read_text()) for path in results]
+    if as_json:
+        print_json({"results": trees})
+        return
+    print_table("median values", COLUMNS, [_row(tree) for tree in trees])
+    missing = {f"{tree['artifact']['name']}: {key}: {why}" for tree in trees for key, why in tree["reasons"].items()}
+    if missing:
+        print("Not measured:", *sorted(missing), sep="\n  ")
+
+
+def _row(tree: dict[str, Any]) -> list[str]:
+    stats = [tree[key]["p50"] if tree[key] else None for key in MEDIANS]
+    accuracy = tree["accuracy"]["avg"]["score"] if tree["accuracy"] else None
+    values = [tree["load_ms"], *stats, tree["peak_rss_mb"], accuracy]
+    return [tree["artifact"]["name"], *("-" if value is None else f"{value:.1f}" for value in values)]

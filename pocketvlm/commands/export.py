@@ -1,0 +1,51 @@
+"""`pocketvlm export`: a checkpoint becomes artifacts, each proven to be the same model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint in Hugging Face layout.")],
+    to: Annotated[list[str], typer.Option(help="FORMAT:PRECISION, for example onnx:int4; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder in which each artifact gets a folder.")],
+    context_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens, prompt and answer.")] = None,
+    probes: Annotated[int | None, typer.Option(help="Questions on which parity is measured.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads while parity is measured.")] = None,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Keep an artifact that fails parity.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the artifacts' parity as JSON.")] = False,
+) -> None:
+    """Write artifacts of a checkpoint and climb the parity ladder with each."""
+    from export.config import ExportConfig
+    from export.run import run
+    from pocketvlm.commands._options import given
+    from pocketvlm.progress import Progress
+
+    options = given(context_length=context_length, probes=probes, threads=threads)
+    config = ExportConfig.parse({"targets": to, "allow_drift": allow_drift, **options}, "pocketvlm export")
+    with Progress(quiet=as_json) as progress:
+        progress.single("export", 20.0 * len(to))
+        artifacts = run(config, checkpoint, out, lambda text: progress.update(0.0, text))
+    show(artifacts, as_json)
+
+
+def show(artifacts: list[Path], as_json: bool) -> None:
+    """Print each artifact's size and parity."""
+    from pocketvlm.console import print_json, print_table
+    from vlm.manifest import read_manifest
+
+    manifests = [(folder, read_manifest(folder)) for folder in artifacts]
+    if as_json:
+        keys = {"name", "format", "precision", "parity", "notes"}
+        dumps = [{"path": p, "bytes": m.bytes, **m.model_dump(mode="json", include=keys)} for p, m in manifests]
+        print_json({"artifacts": dumps})
+        return
+    rows = []
+    for folder, manifest in manifests:
+        parity = manifest.parity
+        verdict = "not measured" if parity is None else "passed" if parity.passed else "drift allowed"
+        cosines = [None, None] if parity is None else [parity.vision_cos, parity.logits_cos]
+        shown = ["-" if value is None else f"{value:.6f}" for value in cosines]
+        rows.append([str(folder), f"{manifest.bytes / 1e6:.1f} MB", *shown, verdict])
+    print_table("", ["artifact", "size", "vision cosine", "logits cosine", "parity"], rows)

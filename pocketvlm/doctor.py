@@ -1,0 +1,164 @@
+"""What this machine has, what a run needs, and what to type about each difference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from pocketvlm.pipeline import RunConfig
+
+State = Literal["ok", "note", "missing"]
+
+# Package, module, extra that brings it, and the formats that cannot be written without it.
+PACKAGES = (
+    ("torch", "torch", "torch", ("onnx", "executorch", "coreml", "gguf")),
+    ("transformers", "transformers", "torch", ("onnx", "executorch", "coreml", "gguf")),
+    ("accelerate", "accelerate", "distill", ()),
+    ("deepspeed", "deepspeed", "distill", ()),
+    ("onnx", "onnx", "export", ("onnx",)),
+    ("onnxscript", "onnxscript", "export", ("onnx",)),
+    ("onnxruntime", "onnxruntime", "onnx", ("onnx",)),
+    ("executorch", "executorch", "executorch", ("executorch",)),
+    ("torchao", "torchao", "export", ("executorch",)),
+    ("coremltools", "coremltools", "coreml", ("coreml",)),
+    ("gguf", "gguf", "gguf", ("gguf",)),
+    ("llama-cpp-python", "llama_cpp", "llamacpp", ("gguf",)),
+)
+DISTILLING = {"torch", "transformers", "accelerate"}
+TOOLS = ("gcc", "g++", "cmake", "ninja", "make", "git")
+ENGINES = ("onnxruntime", "executorch.runtime", "coremltools", "llama_cpp", "torch")
+IMPORT_S = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; "missing" keeps the run from working, "note" does not."""
+
+    topic: str
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine(config: Path | None) -> list[Finding]:
+    """Look at this machine, and with a configuration also at what its run will need.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    formats: set[str] | None = None
+    forecasts: list[Finding] = []
+    if config is not None:
+        from pocketvlm.pipeline import RunConfig
+
+        settings = RunConfig.load(config)
+        formats = {target.partition(":")[0] for target in settings.export.targets}
+        forecasts = _forecast(settings, Path("runs") / settings.name)
+    return [_python(), *_packages(formats), *_tools(), *_engines(), *_devices(), *forecasts]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", "version", "ok", version)
+
+
+def _packages(formats: set[str] | None) -> list[Finding]:
+    return [_package(name, module, extra, needed_by, formats) for name, module, extra, needed_by in PACKAGES]
+
+
+def _package(name: str, module: str, extra: str, needed_by: tuple[str, ...], formats: set[str] | None) -> Finding:
+    if importlib.util.find_spec(module) is not None:
+        return Finding("package", name, "ok", _version(name))
+    needed = formats is not None and (name in DISTILLING or bool(formats & set(needed_by)))
+    advice = f"make install, or: pip install 'pocketvlm[{extra}]'"
+    return Finding("package", name, "missing" if needed else "note", "not installed", advice)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "version unknown"
+
+
+def _tools() -> list[Finding]:
+    folder = Path(sys.executable).parent  # pip puts ninja beside python
+    search = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
+    findings = []
+    for tool in TOOLS:
+        path = shutil.which(tool, path=search)
+        advice = "" if path else f"Only building from source needs it. Debian, Ubuntu: apt-get install {tool}"
+        findings.append(Finding("tool", tool, "ok" if path else "note", path or "not found", advice))
+    return findings
+
+
+def _engines() -> list[Finding]:
+    """Import each installed engine in a process of its own: one that crashes must not take the doctor with it."""
+    return [_engine(module) for module in ENGINES if importlib.util.find_spec(module.partition(".")[0]) is not None]
+
+
+def _engine(module: str) -> Finding:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=IMPORT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("engine", module, "missing", f"import takes over {IMPORT_S} s", "Close other programs.")
+    if done.returncode == 0:
+        return Finding("engine", module, "ok", "imports")
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding("engine", module, "missing", last, "Install it again: rm .venv/installed; make install")
+
+
+def _devices() -> list[Finding]:
+    from device_bench.devices import open_device
+
+    here = open_device("local").identify()
+    memory = f"{here.memory_mb} MiB" if here.memory_mb else "memory unknown"
+    found = [Finding("device", "local", "ok", f"{here.name}, {here.cpus} CPUs, {memory}")]
+    try:
+        phone = open_device("adb").identify()
+        found.append(Finding("device", "adb", "ok", f"{phone.name} ({phone.kind})"))
+    except UserError as error:
+        found.append(Finding("device", "adb", "note", "none answers", str(error)))
+    found.append(Finding("device", "ssh", "note", "not looked for", "pocketvlm bench ... --device ssh:USER@HOST"))
+    return found
+
+
+def _forecast(config: RunConfig, run_dir: Path) -> list[Finding]:
+    from pocketvlm import forecast
+
+    try:
+        time = forecast.needed_time(config, run_dir)
+    except UserError as error:
+        return [Finding("forecast", "input files", "missing", "a file of the configuration is not there", str(error))]
+    memory = _enough(
+        "memory",
+        forecast.needed_memory(config),
+        forecast.available_memory(),
+        "Close other programs, or take a smaller student, smaller batches or fewer targets.",
+    )
+    free = forecast.free_disk(run_dir)
+    disk = _enough("disk", forecast.needed_disk(config), free, "Free some space, or choose another --out.")
+    return [memory, disk, Finding("forecast", "time", "note", time)]
+
+
+def _enough(name: str, needed: int | None, there: int | None, advice: str) -> Finding:
+    if needed is None or there is None:
+        unknown = "what the run needs" if needed is None else "what is available"
+        return Finding("forecast", name, "note", f"unknown: {unknown} could not be read")
+    found = f"about {needed >> 20} MiB needed, {there >> 20} MiB available"
+    if needed > there:
+        return Finding("forecast", name, "missing", found, advice)
+    return Finding("forecast", name, "ok", found)

@@ -1,0 +1,137 @@
+"""Progress of a run: a bar with the remaining time on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+_LAST_PART = 0.98  # of a step's share that is shown before it ended, however long it takes
+_TICK_S = 0.5
+
+
+class Ended(Protocol):
+    """What is shown of a step that ended."""
+
+    @property
+    def step(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def seconds(self) -> float | None: ...
+
+
+class Progress:
+    """Shows where a run is; use as a context manager.
+
+    Args:
+        quiet: show nothing at all (--json).
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._expected: dict[str, float] = {}
+        self._done_s = 0.0
+        self._current: tuple[str, float] | None = None  # title, begin
+        self._fraction = 0.0
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._bar:
+            self._bar.stop()
+
+    def start(self, expected: dict[str, float]) -> None:
+        """Begin: title -> expected seconds of every step that will run, in order."""
+        self._expected = dict(expected)
+        if not expected or self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._open_bar(sum(expected.values()))
+        else:
+            self._line(f"{len(expected)} steps, about {span(sum(expected.values()))}")
+
+    def single(self, title: str, expected_s: float) -> None:
+        """Begin work that is one step."""
+        self.start({title: expected_s})
+        self._current, self._fraction = (title, time.monotonic()), 0.0
+
+    def begin(self, title: str, why: str) -> None:
+        """A step begins."""
+        self._current, self._fraction = (title, time.monotonic()), 0.0
+        self._line(f"{title}: begins ({why}); about {span(self.remaining_s())} to go")
+
+    def update(self, fraction: float, message: str) -> None:
+        """The running step is `fraction` (0 to 1) done."""
+        self._fraction = max(self._fraction, fraction)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=message)
+
+    def end(self, outcome: Ended) -> None:
+        """A step ended, or was not needed."""
+        self._current = None
+        self._done_s += self._expected.pop(outcome.step, 0.0)
+        took = f" in {span(outcome.seconds)}" if outcome.seconds is not None else ""
+        why = f": {outcome.why}" if outcome.state in ("failed", "left out") else ""
+        self._line(f"{outcome.step}: {outcome.state}{took}{why}")
+
+    def remaining_s(self) -> float:
+        """Seconds that the steps still to be done are expected to take."""
+        return sum(self._expected.values()) - self._running_s()
+
+    def _running_s(self) -> float:
+        """Expected seconds of the running step that are behind us."""
+        if self._current is None:
+            return 0.0
+        title, begin = self._current
+        expected = self._expected.get(title, 0.0)
+        elapsed = time.monotonic() - begin
+        by_fraction = expected * self._fraction
+        return min(max(by_fraction, elapsed if self._fraction == 0 else 0.0), expected * _LAST_PART)
+
+    def _open_bar(self, total: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        left = TextColumn("{task.fields[left]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), left)
+        self._bar = Bar(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task("", total=total, left="")
+        self._bar.start()
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            if self._bar and self._task is not None:
+                left = f"about {span(self.remaining_s())} to go"
+                title = {"description": self._current[0]} if self._current and self._fraction == 0 else {}
+                self._bar.update(self._task, completed=self._done_s + self._running_s(), left=left, **title)
+
+    def _line(self, text: str) -> None:
+        if self._quiet:
+            return
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 35 s, 4 min 10 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

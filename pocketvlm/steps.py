@@ -1,0 +1,144 @@
+"""The road as a list of steps: what each makes, from what, and the one stage call that makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketvlm import accuracy
+from pocketvlm.ledger import OnProgress, Product, Step
+from pocketvlm.sources import code_version, constant, entries_of
+from pocketvlm.stamps import input_files, text_hash
+
+if TYPE_CHECKING:
+    from distill.config import DistillConfig
+    from pocketvlm.pipeline import RunConfig
+
+# Seconds on two cores, for the remaining time of a first run; afterwards the stamps know better.
+EXPECTED_S = {"distill": 330, "bench": 25, "check": 2, "report": 8}
+EXPORT_S = {"onnx": 15, "executorch": 35, "coreml": 25, "gguf": 10}
+
+
+def road(config: RunConfig, run_dir: Path) -> list[Step]:
+    """Return the steps of a run in the order in which they are made."""
+    targets = config.export.targets
+    names = [artifact_name(target) for target in targets]
+    results = tuple(f"bench-{name}" for name in names)
+    return [
+        distill(config, run_dir),
+        *(export(config, run_dir, target) for target in targets),
+        *(bench(config, run_dir, target) for target in targets),
+        check(config, run_dir, results),
+        report(config, run_dir, ("check", *(f"export-{name}" for name in names), *results)),
+    ]
+
+
+def artifact_name(target: str) -> str:
+    """Folder name of a target: "onnx:int4" -> "onnx-int4"."""
+    return target.replace(":", "-")
+
+
+def distill(config: RunConfig, run_dir: Path) -> Step:
+    """The student, and beside it the same student trained without distillation."""
+    inputs = {
+        "configuration": text_hash(config.distill.model_dump(mode="json")),
+        "input files": input_files(named_paths(config.distill)),
+        "code": code_version(["distill.run", "distill.worker", *entries_of("distill.losses")]),
+    }
+    names = ("student", "undistilled") if config.distill.undistilled else ("student",)
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        from distill.run import run
+
+        run(config.distill, run_dir, on_progress)
+        return [run_dir / name for name in names]
+
+    products = tuple(Product(name, inputs, path=run_dir / name) for name in names)
+    return Step("distill", products, build, EXPECTED_S["distill"])
+
+
+def named_paths(config: DistillConfig) -> dict[str, str | None]:
+    """Configuration key -> file or folder that distillation reads."""
+    paths = {"distill.teacher": config.teacher, "distill.vision": config.vision}
+    if isinstance(config.student, str):
+        paths["distill.student"] = config.student
+    for number, stage in enumerate(config.stages):
+        paths[f"distill.stages.{number}.data.records"] = stage.data.records
+        paths[f"distill.stages.{number}.data.images"] = stage.data.images
+    return paths
+
+
+def export(config: RunConfig, run_dir: Path, target: str) -> Step:
+    """One artifact with its proof."""
+    format_, name = target.partition(":")[0], artifact_name(target)
+    settings = config.export.model_dump(mode="json", exclude={"targets"})
+    inputs = {
+        "configuration": text_hash(settings),
+        "code": code_version(["export.run", f"export.formats.{format_}", engine(format_), "vlm.runtimes.torch"]),
+    }
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        from export.run import export_one
+
+        def say(text: str) -> None:
+            on_progress(0.0, text)
+
+        return [export_one(run_dir / "student", target, run_dir / "artifacts", config.export, say)]
+
+    product = Product(f"export-{name}", inputs, ("student",), run_dir / "artifacts" / name)
+    return Step(f"export {target}", (product,), build, EXPORT_S.get(format_, max(EXPORT_S.values())))
+
+
+def bench(config: RunConfig, run_dir: Path, target: str) -> Step:
+    """One artifact's measurement."""
+    format_, name = target.partition(":")[0], artifact_name(target)
+    plug_ins = [*entries_of("device_bench.tasks"), *entries_of("device_bench.devices")]
+    inputs = {
+        "configuration": text_hash(config.bench.model_dump(mode="json")),
+        "code": code_version(["device_bench.run", "device_bench.worker", *plug_ins, engine(format_)]),
+    }
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        from device_bench.run import bench_one
+
+        return [bench_one(run_dir / "artifacts" / name, config.bench, run_dir / "results", on_progress)]
+
+    product = Product(f"bench-{name}", inputs, (f"export-{name}",))
+    return Step(f"measure {target}", (product,), build, EXPECTED_S["bench"])
+
+
+def check(config: RunConfig, run_dir: Path, needs: tuple[str, ...]) -> Step:
+    """The last rung of the parity ladder: each artifact's accuracy against the student's."""
+    verdict = run_dir / "stages" / "accuracy.json"
+    inputs = {
+        "configuration": text_hash({"allow_drift": config.export.allow_drift}),
+        "code": code_version(["pocketvlm.accuracy"]),
+    }
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        return [accuracy.write(run_dir, verdict, config.export.allow_drift)]
+
+    products = (Product("check", inputs, ("student", *needs), verdict),)
+    return Step("check accuracy", products, build, EXPECTED_S["check"], tolerant=True)
+
+
+def report(config: RunConfig, run_dir: Path, needs: tuple[str, ...]) -> Step:
+    """The report on everything above."""
+    both = ("student", "undistilled") if config.distill.undistilled else ("student",)
+    inputs = {
+        "configuration": text_hash(config.model_dump(mode="json")),
+        "code": code_version(["device_bench.report", *entries_of("device_bench.report")]),
+    }
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        from device_bench.report.write import write
+
+        return [write(run_dir, run_dir / "report")]
+
+    products = (Product("report", inputs, (*both, *needs), run_dir / "report"),)
+    return Step("report", products, build, EXPECTED_S["report"], tolerant=True)
+
+
+def engine(format_: str) -> str:
+    """Module of the runtime that opens artifacts of a format, read from the format's source."""
+    return f"vlm.runtimes.{constant(f'export.formats.{format_}', 'ENGINE') or format_}"

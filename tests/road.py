@@ -1,0 +1,130 @@
+"""The pipeline with stages that only leave files behind: `python -m tests.road RUN_DIR` runs it in a process to kill.
+
+Every building is noted in RUN_DIR/../calls. In the process of BLOCK=<product> that product's building says so on
+standard output and waits for ever; BLOCK=<product>! waits when its folder is finished and the pipeline does not know yet.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+from distill.config import DistillConfig
+from pocketvlm.ledger import OnProgress
+from pocketvlm.pipeline import Outcome, RunConfig, run
+from pocketvlm.progress import Progress
+from vlm.folders import finished_folder
+
+TARGETS = ["onnx:fp32", "gguf:q4_0"]
+STAGES = ("distill.run", "export.run", "device_bench.run", "device_bench.report.write")
+
+
+def config(**changes: object) -> RunConfig:
+    """A run with two artifacts and both students; `changes` replace sections."""
+    stage = {
+        "name": "s",
+        "data": {"kind": "scene_captions", "count": 1},
+        "steps": 1,
+        "batch_size": 1,
+        "learning_rate": 1,
+    }
+    tree = {
+        "name": "road",
+        "distill": {"student": __file__, "stages": [stage], "undistilled": True},
+        "export": {"targets": TARGETS},
+        **changes,
+    }
+    return RunConfig.parse(tree, "tests/road.py")
+
+
+def install(run_dir: Path, fail: str = "") -> None:
+    """Put the fake stages where the pipeline imports the real ones; building `fail` fails its check."""
+    fakes = Fakes(run_dir, fail)
+    contents = (
+        SimpleNamespace(run=fakes.distill),
+        SimpleNamespace(export_one=fakes.export),
+        SimpleNamespace(bench_one=fakes.bench),
+        SimpleNamespace(write=fakes.report),
+    )
+    for name, content in zip(STAGES, contents, strict=True):
+        module = ModuleType(name)
+        vars(module).update(vars(content))
+        sys.modules[name] = module
+
+
+class Fakes:
+    """The four stages."""
+
+    def __init__(self, run_dir: Path, fail: str) -> None:
+        self.calls = run_dir.parent / "calls"
+        self.fail = fail
+
+    def make(self, name: str, folder: Path) -> Path:
+        """Leave a finished folder with one file."""
+        from vlm.errors import CheckFailed
+
+        with finished_folder(folder, resume=True) as partial:
+            (partial / "begun").touch()
+            self.note(name)
+            if name == self.fail:
+                raise CheckFailed(f"{name} is wrong")
+            (partial / "content").write_text(name)
+        self.block(f"{name}!")
+        return folder
+
+    def note(self, name: str) -> None:
+        """Record that `name` is being built, and wait if the environment says so."""
+        with self.calls.open("a") as file:
+            file.write(name + "\n")
+        self.block(name)
+
+    def block(self, name: str) -> None:
+        """Wait to be killed."""
+        if os.environ.get("BLOCK") == name:
+            print("blocked", flush=True)
+            sys.stdin.read()
+
+    def distill(self, config: DistillConfig, run_dir: Path, on_progress: OnProgress) -> Path:
+        """Build what is missing of both students, as the real stage promises."""
+        for name in ("student", "undistilled"):
+            if not (run_dir / name).exists():
+                self.make(name, run_dir / name)
+        return run_dir / "student"
+
+    def export(self, checkpoint: Path, target: str, out: Path, config: object, on_progress: object) -> Path:
+        """One artifact."""
+        assert (checkpoint / "content").is_file()
+        name = target.replace(":", "-")
+        return self.make(f"export-{name}", out / name)
+
+    def bench(self, artifact: Path, config: object, out: Path, on_progress: OnProgress) -> Path:
+        """One result with its raw samples."""
+        assert (artifact / "content").is_file()
+        self.note(f"bench-{artifact.name}")
+        result = out / "local" / f"{artifact.name}.json"
+        result.parent.mkdir(parents=True, exist_ok=True)
+        about = {"name": artifact.name, "precision": artifact.name.partition("-")[2]}
+        tree = {"artifact": about, "device": {}, "valid": True, "answers": None, "reasons": {}}
+        result.with_name(f"{artifact.name}.samples.json").write_text("{}")
+        result.write_text(json.dumps(tree))
+        return result
+
+    def report(self, run_dir: Path, out: Path) -> Path:
+        """One folder."""
+        return self.make("report", out)
+
+
+def walk(
+    run_dir: Path, settings: RunConfig | None = None, fail: str = ""
+) -> tuple[list[str], list[Outcome], list[str]]:
+    """Run the road; returns the products built in this call, the outcomes and the problems."""
+    calls = run_dir.parent / "calls"
+    before = calls.read_text().splitlines() if calls.exists() else []
+    install(run_dir, fail)
+    outcomes, problems = run(settings or config(), run_dir, Progress(quiet=True))
+    return calls.read_text().splitlines()[len(before) :], outcomes, problems
+
+
+if __name__ == "__main__":
+    walk(Path(sys.argv[1]))
