@@ -1,0 +1,32 @@
+// A job: settings and requests in a text file; see README.md for the format.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pocketvlm {
+
+struct Request {
+  std::string id;
+  std::string image;         // file of raw float32 pixels [3, S, S], relative to the job; empty = text only
+  std::vector<int64_t> ids;  // the prompt; the image token's id stands V times where the image goes
+};
+
+struct Job {
+  std::string folder;
+  std::string model;
+  int threads = 1;
+  int max_new_tokens = 64;
+  int64_t eos = -1;
+  int64_t image_token = -1;
+  std::vector<Request> requests;
+};
+
+// Reads `folder`/job.txt. Throws std::runtime_error that names file, line, value found and value expected.
+Job read_job(const std::string& folder);
+
+// Reads `count` little-endian floats. Throws std::runtime_error when the file has another size.
+std::vector<float> read_floats(const std::string& path, int64_t count);
+
+}  // namespace pocketvlm

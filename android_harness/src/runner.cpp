@@ -1,0 +1,178 @@
+// pocketvlm-runner JOB_FOLDER: answers the job's requests and writes JOB_FOLDER/results.txt line by line as it goes.
+// Exit code: 0 done, 1 the model failed, 2 the job or the command line is wrong.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "job.h"
+#include "model.h"
+
+namespace {
+
+using pocketvlm::Job;
+using pocketvlm::Model;
+using pocketvlm::Request;
+using Clock = std::chrono::steady_clock;
+
+struct Answer {
+  std::vector<int64_t> tokens;
+  double vision_ms = 0;
+  double prefill_ms = 0;
+  double ttft_ms = 0;
+  std::vector<double> decode_ms;
+};
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+// Highest resident memory of this process so far, in KiB, from the kernel.
+long peak_memory_kib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) {
+      return std::stol(line.substr(6));
+    }
+  }
+  throw std::runtime_error("/proc/self/status: no VmHWM line found");
+}
+
+// The prompt's embeddings [N, D] with the vision tokens [V, D] where the image token stands.
+std::vector<float> prompt_embeddings(Model& model, const Job& job, const Request& request,
+                                     const std::vector<float>& vision) {
+  const int64_t width = model.sizes().hidden;
+  const auto count = static_cast<int64_t>(request.ids.size());
+  std::vector<int64_t> ids = request.ids;
+  if (!vision.empty()) {
+    const auto places = std::count(ids.begin(), ids.end(), job.image_token);
+    if (places != model.sizes().vision_tokens) {
+      throw std::runtime_error("request " + request.id + ": " + std::to_string(places) + " image tokens found, " +
+                               std::to_string(model.sizes().vision_tokens) + " expected");
+    }
+    std::replace(ids.begin(), ids.end(), job.image_token, int64_t{0});
+  }
+  std::vector<float> embeddings(static_cast<size_t>(count * width));
+  model.embed(ids.data(), count, embeddings.data());
+  auto token = vision.begin();
+  for (int64_t i = 0; i < count && !vision.empty(); ++i) {
+    if (request.ids[static_cast<size_t>(i)] == job.image_token) {
+      std::copy(token, token + width, embeddings.begin() + i * width);
+      token += width;
+    }
+  }
+  return embeddings;
+}
+
+int64_t largest(const std::vector<float>& logits) {
+  return std::max_element(logits.begin(), logits.end()) - logits.begin();
+}
+
+// Greedy answer to one request, as vlm/runtimes/base.py's `generate`.
+Answer answer(Model& model, const Job& job, const Request& request, const std::vector<float>& pixels) {
+  const pocketvlm::Sizes& sizes = model.sizes();
+  Answer result;
+  std::vector<float> vision;
+  const auto start = Clock::now();
+  if (!pixels.empty()) {
+    vision.resize(static_cast<size_t>(sizes.vision_tokens * sizes.hidden));
+    model.encode_image(pixels.data(), vision.data(), nullptr);
+    result.vision_ms = ms_since(start);
+  }
+  auto before = Clock::now();
+  std::vector<float> logits(static_cast<size_t>(sizes.vocabulary));
+  std::vector<float> embeddings = prompt_embeddings(model, job, request, vision);
+  const auto count = static_cast<int64_t>(request.ids.size());
+  model.reset();
+  model.forward(embeddings.data(), count, logits.data());
+  int64_t token = largest(logits);
+  result.prefill_ms = ms_since(before);
+  result.ttft_ms = ms_since(start);
+  const auto limit = static_cast<size_t>(std::min<int64_t>(job.max_new_tokens, sizes.context - count));
+  while (token != job.eos && limit > 0) {
+    result.tokens.push_back(token);
+    if (result.tokens.size() >= limit) {
+      break;
+    }
+    before = Clock::now();
+    model.embed(&token, 1, embeddings.data());
+    model.forward(embeddings.data(), 1, logits.data());
+    token = largest(logits);
+    result.decode_ms.push_back(ms_since(before));
+  }
+  return result;
+}
+
+void write_answer(std::FILE* out, const Request& request, const Answer& answer) {
+  std::fprintf(out, "answer %s", request.id.c_str());
+  if (!request.image.empty()) {
+    std::fprintf(out, " vision_ms %.3f", answer.vision_ms);
+  }
+  std::fprintf(out, " prefill_ms %.3f prefill_tokens %zu ttft_ms %.3f decode_ms", answer.prefill_ms, request.ids.size(),
+               answer.ttft_ms);
+  for (const double ms : answer.decode_ms) {
+    std::fprintf(out, " %.3f", ms);
+  }
+  std::fprintf(out, " tokens");
+  for (const int64_t token : answer.tokens) {
+    std::fprintf(out, " %lld", static_cast<long long>(token));
+  }
+  std::fprintf(out, "\n");
+  std::fflush(out);
+}
+
+void run(const Job& job, std::FILE* out) {
+  const auto start = Clock::now();
+  Model model(job.model, job.threads);
+  std::fprintf(out, "load_ms %.3f\n", ms_since(start));
+  std::fflush(out);
+  for (const Request& request : job.requests) {
+    std::vector<float> pixels;
+    if (!request.image.empty()) {
+      pixels = pocketvlm::read_floats(job.folder + "/" + request.image, model.sizes().pixels);
+    }
+    write_answer(out, request, answer(model, job, request, pixels));
+  }
+  std::fprintf(out, "vm_hwm_kib %ld\ndone %zu\n", peak_memory_kib(), job.requests.size());
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) {
+    std::fprintf(stderr, "usage: pocketvlm-runner JOB_FOLDER\n");
+    return 2;
+  }
+  Job job;
+  try {
+    job = pocketvlm::read_job(arguments[1]);
+  } catch (const std::exception& problem) {
+    std::fprintf(stderr, "%s\n", problem.what());
+    return 2;
+  }
+  const std::string path = job.folder + "/results.txt";
+  std::FILE* out = std::fopen(path.c_str(), "w");
+  if (out == nullptr) {
+    std::fprintf(stderr, "%s: cannot be written\n", path.c_str());
+    return 2;
+  }
+  try {
+    run(job, out);
+  } catch (const std::exception& problem) {
+    std::fprintf(out, "failed %s\n", problem.what());
+    std::fclose(out);
+    std::fprintf(stderr, "%s\n", problem.what());
+    return 1;
+  }
+  const bool written = std::ferror(out) == 0;
+  if (std::fclose(out) != 0 || !written) {
+    std::fprintf(stderr, "%s: writing failed (disk full?)\n", path.c_str());
+    return 1;
+  }
+  return 0;
+}
