@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TypedDict
@@ -124,7 +124,7 @@ class ImageSums:
             self.sums[family][rows] = sums
             for row in rows:
                 strata[row].append(family)
-        self.strata = [tuple(stratum) for stratum in strata]
+        self.strata = tuple(tuple(stratum) for stratum in strata)
 
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Scores in percent under image weights [R, I]: one array [R] per family, and their mean as "avg"."""
@@ -156,7 +156,7 @@ def score(samples: Sequence[Sample]) -> Accuracy:
 
 def save_answers(samples: Iterable[Sample], path: Path) -> None:
     """Write one JSON line per sample."""
-    write_atomic(path, "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples))
+    write_atomic(path, "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
 
 
 def load_answers(path: Path) -> list[Sample]:
@@ -167,7 +167,9 @@ def load_answers(path: Path) -> list[Sample]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such answers file. Run the benchmark again: pocketvlm bench.")
-    return [_sample(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    # Not splitlines: an answer may hold a line separator that is none of JSON lines.
+    lines = path.read_text().split("\n")
+    return [_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:

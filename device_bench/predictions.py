@@ -207,7 +207,7 @@ def _json(path: Path) -> Any:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -1,6 +1,7 @@
 """Bootstrap over images: answers about one image are not independent, so images are drawn, not answers. NumPy only."""
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,15 +26,16 @@ def image_sums(images: Sequence[str], counts: np.ndarray) -> tuple[list[str], np
     return names.tolist(), sums
 
 
-def resampled_weights(strata: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """How often each image is drawn in each resample, with replacement, within its stratum.
+@lru_cache(maxsize=4)
+def resampled_weights(strata: tuple[Hashable, ...], resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """How often each image is drawn in each resample, with replacement, within its stratum; kept for the next caller.
 
     Args:
         strata: of each image; images of different benchmarks are different strata, so that no resample lacks one.
         resamples: R.
         seed: the same seed gives the same draws.
     Returns:
-        Counts [R, I]; each row sums to I.
+        Counts [R, I], read-only; each row sums to I.
     """
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, len(strata)))
@@ -44,6 +46,7 @@ def resampled_weights(strata: Sequence[Hashable], resamples: int = RESAMPLES, se
         size = len(positions)
         drawn = rng.integers(0, size, (resamples, size)) + size * np.arange(resamples)[:, None]  # [R, S]
         weights[:, positions] = np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size)
+    weights.flags.writeable = False
     return weights
 
 

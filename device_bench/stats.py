@@ -143,7 +143,7 @@ def paired_seeds(pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]]) -> 
         raise UserError("the seeds were not asked the same questions. Evaluate all of them on the same ones.")
     seeds, images = len(tables), len(tables[0][0].images)
     weights = resampled_weights(tables[0][0].strata)  # [R, I]
-    drawn = resampled_weights([()] * seeds, len(weights), seed=1) / seeds  # [R, S]
+    drawn = resampled_weights(((),) * seeds, len(weights), seed=1) / seeds  # [R, S]
     spread = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
     resampled = [_differences(*table, weights) for table in tables]
     plain = [_differences(*table, np.ones((1, images))) for table in tables]

@@ -113,7 +113,7 @@ def task_score(
         raise ValueError("no samples to score")
     _, sums = image_sums([cluster(sample) for sample in samples], counts(samples))  # [I, K]
     score = float(value(sums.sum(axis=0)))
-    weights = resampled_weights([()] * len(sums))  # [R, I]
+    weights = resampled_weights(((),) * len(sums))  # [R, I]
     low, high = interval(value(weights @ sums), score, len(sums))
     return {
         "score": round(score, 4),

@@ -60,13 +60,13 @@ def details(samples: Sequence[Sample]) -> dict[str, Any]:
     """The official numbers: acc, acc+ and their sum per category, and the totals people publish."""
     table = counts(samples).sum(axis=0).reshape(-1, 4)  # [C, 4]
     acc, acc_plus = 100 * ratio(table[:, 0], table[:, 1]), 100 * ratio(table[:, 2], table[:, 3])
-    names, sums = categories(samples), acc + acc_plus
+    names, sums = categories(samples), [float(total) for total in acc + acc_plus]
     return {
         "perception": round(sum(sums[i] for i, name in enumerate(names) if name not in COGNITION), 4),
         "cognition": round(sum(sums[i] for i, name in enumerate(names) if name in COGNITION), 4),
         "other": sum(sample.parsed == OTHER for sample in samples),
         "categories": {
-            name: {"acc": round(acc[i], 4), "acc_plus": round(acc_plus[i], 4), "score": round(sums[i], 4)}
+            name: {"acc": round(float(acc[i]), 4), "acc_plus": round(float(acc_plus[i]), 4), "score": round(sums[i], 4)}
             for i, name in enumerate(names)
         },
     }

@@ -72,10 +72,10 @@ def details(samples: Sequence[Sample]) -> dict[str, Any]:
         "yes_ratio": ratio(table[:, 1], table[:, 4]),
     }
     rows = {
-        setting: {**{name: round(100 * column[i], 4) for name, column in columns.items()}, "n": int(table[i, 4])}
+        setting: {**{name: round(100 * float(column[i]), 4) for name, column in columns.items()}, "n": int(table[i, 4])}
         for i, setting in enumerate(settings(samples))
     }
-    return {"settings": rows, "accuracy": round(100 * table[:, 3].sum() / table[:, 4].sum(), 4)}
+    return {"settings": rows, "accuracy": round(100 * float(table[:, 3].sum() / table[:, 4].sum()), 4)}
 
 
 def score(samples: Sequence[Sample]) -> TaskScore:

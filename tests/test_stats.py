@@ -1,0 +1,134 @@
+"""Intervals and comparisons hold what they promise."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from device_bench.evaluate import grade, scenes_questions, score
+from device_bench.resampling import interval, resampled_weights
+from device_bench.stats import holm, mcnemar, paired_difference, paired_seeds, t_interval, t_quantile, wilson
+from device_bench.tasks.base import BenchQuestion, Sample
+from vlm.errors import UserError
+
+QUESTIONS = scenes_questions(40)
+
+
+def answers(share: float, seed: int, questions: list[BenchQuestion] = QUESTIONS) -> list[Sample]:
+    draw = random.Random(seed)
+    return [
+        grade(q, str(q.truth) if draw.random() < share else draw.choice(("Yes", "No", "A", "x"))) for q in questions
+    ]
+
+
+def plain(right: list[bool], per_image: int = 1) -> list[Sample]:
+    asked = [BenchQuestion(str(n), f"{n // per_image}", "gqa", "k", "", str(n), "?", "yes") for n in range(len(right))]
+    return [grade(q, "yes" if r else "no") for q, r in zip(asked, right, strict=True)]
+
+
+def test_wilson_matches_the_textbook() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(9, 1) == mcnemar(1, 9)
+    assert 0 < mcnemar(900, 1100) < 1e-4
+
+
+def test_holm_adjusts_in_steps() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_t_quantiles_match_the_table() -> None:
+    for freedom, value in ((1, 12.7062), (2, 4.3027), (4, 2.7764), (30, 2.0423)):
+        assert t_quantile(freedom) == pytest.approx(value, abs=2e-3)
+    assert t_interval([1.0]) is None
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        [2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)], abs=1e-3
+    )
+
+
+def test_resampled_weights_draw_within_strata_and_repeat() -> None:
+    weights = resampled_weights(("a", "b", "b", "a", "a"), 50)
+    assert (weights[:, [0, 3, 4]].sum(axis=1) == 3).all() and (weights[:, [1, 2]].sum(axis=1) == 2).all()
+    assert (weights == resampled_weights(("a", "b", "b", "a", "a"), 50)).all()
+
+
+def test_an_interval_without_spread_is_wilsons() -> None:
+    low, high = interval(np.full(100, 100.0), 100.0, 20)
+    assert 80 < low < 90 and high == 100
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100() -> None:
+    draw = random.Random(1)
+    covered = 0
+    for _ in range(100):
+        low, high = score(plain([draw.random() < 0.7 for _ in range(300)]))["avg"]["ci95"]
+        covered += low <= 70 <= high
+    assert 88 <= covered <= 100
+
+
+def test_answers_about_one_image_do_not_count_as_many() -> None:
+    draw = random.Random(2)
+    right = [verdict for _ in range(50) for verdict in [draw.random() < 0.6] * 6]
+    together, apart = (score(plain(right, size))["avg"]["ci95"] for size in (6, 1))
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    samples = answers(0.6, 0)
+    for found in paired_difference(samples, samples[::-1]).values():
+        assert (found["points"], found["ci95"], found["p"]) == (0, [0, 0], 1)
+
+
+def test_points_are_the_second_score_minus_the_first() -> None:
+    first, second = answers(0.4, 0), answers(0.8, 1)
+    found, scores = paired_difference(first, second), [score(s) for s in (first, second)]
+    assert found["avg"]["points"] == pytest.approx(scores[1]["avg"]["score"] - scores[0]["avg"]["score"], abs=1e-3)
+    assert found["avg"]["ci95"][0] > 0 and found["avg"]["p"] < 0.01
+    assert found["gqa"]["test"] == "McNemar"
+
+
+def test_pairing_sees_what_independent_intervals_do_not() -> None:
+    draw = random.Random(3)
+    before = [draw.random() < 0.7 for _ in range(1000)]
+    after = [right and n % 40 != 0 for n, right in enumerate(before)]
+    first, second = plain(before), plain(after)
+    assert score(first)["avg"]["ci95"][0] < score(second)["avg"]["ci95"][1], "the intervals overlap"
+    assert paired_difference(first, second)["gqa"]["ci95"][1] < 0
+
+
+def test_other_questions_are_not_compared() -> None:
+    samples = answers(0.5, 0)
+    with pytest.raises(UserError, match="answered by one model only"):
+        paired_difference(samples, samples[:-1])
+    other = [*samples[:-1], grade(BenchQuestion(**{**QUESTIONS[-1].__dict__, "prompt": "other"}), "x")]
+    with pytest.raises(UserError, match="another version of the data"):
+        paired_difference(samples, other)
+    with pytest.raises(UserError, match="twice"):
+        paired_difference([*samples, samples[0]], samples)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    same = paired_seeds([(answers(0.5, 0), answers(0.7, 1))] * 3)["avg"]
+    draw = [(answers(0.5, seed), answers(share, seed + 10)) for seed, share in enumerate((0.4, 0.7, 0.95))]
+    spread = paired_seeds(draw)["avg"]
+    assert spread["ci95"][1] - spread["ci95"][0] > 1.5 * (same["ci95"][1] - same["ci95"][0])
+    assert spread["points"] == pytest.approx(np.mean(spread["seeds"]), abs=1e-3)
+    assert spread["t_ci95"] is not None and spread["t_ci95"][0] < spread["points"] < spread["t_ci95"][1]
+
+
+def test_one_seed_has_no_t_interval_and_seeds_need_the_same_questions() -> None:
+    one = answers(0.5, 0), answers(0.7, 1)
+    assert paired_seeds([one])["avg"]["t_ci95"] is None
+    fewer = [[s for s in side if s.image != "scenes:950000"] for side in one]
+    with pytest.raises(UserError, match="same questions"):
+        paired_seeds([one, (fewer[0], fewer[1])])
+    with pytest.raises(UserError, match="at least one seed"):
+        paired_seeds([])

@@ -1,0 +1,331 @@
+"""The six families are scored as their authors score them."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_bench.evaluate import grade, load_answers, picture, save_answers, scenes_questions, score, task
+from device_bench.predictions import score_predictions
+from device_bench.tasks import gqa, mmbench, mme, pope, scienceqa, textvqa
+from device_bench.tasks.base import FAMILIES, BenchQuestion, Sample, Truth
+from vlm.errors import UserError
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+SCENES = 12
+
+
+def question(family: str, truth: Truth, name: str = "1", **fields: object) -> BenchQuestion:
+    plain = {"image": f"image {name}", "kind": "kind", "category": "c", "group": name, "prompt": "?"}
+    return BenchQuestion(id=name, family=family, truth=truth, **{**plain, **fields})  # type: ignore[arg-type]
+
+
+def needs(*parts: str) -> Path:
+    path = DATA.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path} is not here: third-party test data is not part of the project")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [
+        ("Red.", "red", 1),
+        ("red ", "red", 0),
+        ("the red", "red", 0),
+        ("Yes", "yes", 1),
+        ("red..", "red", 1),
+        ("2", "two", 0),
+    ],
+)
+def test_gqa_lowers_the_answer_and_drops_full_stops_and_nothing_else(answer: str, truth: str, right: int) -> None:
+    assert gqa.correct(gqa.parse(answer), truth) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B. a bird", "B"),
+        ("The answer is B.", "B"),
+        ("I think The answer is B because", "B"),
+        ("The answer is B", "failed"),  # the original pattern wants one more character
+        ("The answer is A. The answer is B.", "failed"),
+        ("B.", "failed"),
+        ("(B)", "failed"),
+        ("b", "failed"),
+        ("D", "failed"),  # only three options
+        ("", "failed"),
+    ],
+)
+def test_scienceqa_reads_letters_as_llava_does(answer: str, letter: str) -> None:
+    assert scienceqa.parse(answer, ["x", "y", "z"]) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("The  Cat", "cat"),
+        ("Two dogs, none!", "2 dogs 0"),
+        ("dont", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("St. 3.5 U.S.", "st 3.5 us"),
+        ("1,000", "1000"),
+        ("black/white", "black white"),
+        ("black /white", "black white"),
+        ("rock-n roll", "rock n roll"),
+        ("coca -cola", "coca cola"),
+        ("dog's", "dog 's"),
+        ("." * 33 + "x", ".x"),
+    ],
+)
+def test_textvqa_normalises_as_the_m4c_processor_does(answer: str, normal: str) -> None:
+    assert textvqa.normalise(answer) == normal
+
+
+def test_textvqa_credit_is_the_leave_one_out_mean() -> None:
+    for given_by, credit in ((0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)):
+        truth = ("Stop",) * given_by + tuple(f"other {n}" for n in range(10 - given_by))
+        assert textvqa.correct(textvqa.parse("stop."), truth) == pytest.approx(credit)
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ("Yes", "yes"),
+        ("yes, it is", "yes"),
+        ("No.", "no"),
+        ("not", "no"),
+        ("Know", "no"),
+        ("Sure", "other"),
+        ("", "other"),
+    ],
+)
+def test_mme_reads_the_first_four_characters(answer: str, word: str) -> None:
+    assert mme.parse(answer) == word
+
+
+def test_mme_score_is_accuracy_plus_accuracy_over_pairs() -> None:
+    answers = {"a": ("Yes", "No"), "b": ("Yes", "Yes")}
+    samples = [
+        grade(question("mme", truth, f"{image}{truth}", image=image, group=image, category="count"), answer)
+        for image, said in answers.items()
+        for truth, answer in zip(("Yes", "No"), said, strict=True)
+    ]
+    result = mme.score(samples)
+    assert result["details"]["categories"]["count"] == {"acc": 75.0, "acc_plus": 50.0, "score": 125.0}
+    assert result["details"]["perception"] == 125.0
+    assert result["score"] == 62.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ("No", "no"),
+        ("There is no dog", "no"),
+        ("It is not.", "no"),
+        ("Yes. No.", "yes"),
+        ("NO", "yes"),
+        ("no\n", "yes"),
+        ("", "yes"),
+        ("No, there", "no"),
+    ],
+)
+def test_pope_reads_the_first_sentence_as_the_original_does(answer: str, word: str) -> None:
+    assert pope.parse(answer) == word
+
+
+def test_pope_score_is_the_mean_f1_of_the_settings_and_chance_that_of_always_yes() -> None:
+    said = {"random": [("yes", "Yes"), ("no", "No")], "popular": [("yes", "No"), ("no", "Yes")]}
+    samples = [
+        grade(question("pope", label, f"{setting}{n}", category=setting), answer)
+        for setting, rows in said.items()
+        for n, (label, answer) in enumerate(rows)
+    ]
+    result = pope.score(samples)
+    assert result["score"] == 50.0
+    assert result["chance"] == pytest.approx(200 / 3, abs=1e-3)
+    assert result["details"]["settings"]["popular"]["accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B.", "B"),
+        ("(B) blue", "B"),
+        ("The answer is B", "B"),
+        ("blue", "B"),
+        ("It is Blue", "B"),
+        ("red or blue", "failed"),
+        ("A or B", "failed"),
+        ("Z", "refused"),
+        ("D", "failed"),
+        ("", "failed"),
+    ],
+)
+def test_mmbench_reads_letters_and_option_texts_as_vlmevalkit_does(answer: str, letter: str) -> None:
+    assert mmbench.parse(answer, ["red", "blue", "green"]) == letter
+
+
+def test_mmbench_needs_every_rotation() -> None:
+    options = ("red", "blue")
+    asked = [
+        question("mmbench", truth, f"{g}{truth}", group=g, image=g, options=options) for g in "xy" for truth in "AB"
+    ]
+    samples = [grade(one, "A" if one.id == "yB" else str(one.truth)) for one in asked]
+    result = mmbench.score(samples)
+    assert (result["score"], result["details"]["vanilla"], result["chance"]) == (50.0, 75.0, 25.0)
+
+
+def test_chance_is_the_most_frequent_answer_per_kind_or_a_guess() -> None:
+    truths = [("colour", "red"), ("colour", "red"), ("colour", "blue"), ("size", "big")]
+    asked = [grade(question("gqa", truth, str(n), kind=kind), "") for n, (kind, truth) in enumerate(truths)]
+    assert gqa.score(asked)["chance"] == 75.0
+    choices = [grade(question("scienceqa", "A", str(n), options=("x",) * n), "") for n in (2, 4)]
+    assert scienceqa.score(choices)["chance"] == 37.5
+    texts = [grade(question("textvqa", truth, str(n)), "") for n, truth in enumerate(("cat", "dog", "cat", "sun"))]
+    assert textvqa.score(texts)["chance"] == 50.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(answer=st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_no_text_breaks_a_scorer(family: str, answer: str) -> None:
+    truth: Truth = ("cat",) * 4 + ("dog",) * 6 if family == "textvqa" else "A"
+    sample = grade(question(family, truth, options=("cat", "dog")), answer)
+    assert 0 <= sample.correct <= 1
+    assert 0 <= score([sample])["avg"]["score"] <= 100
+
+
+def answered(seed: int, share: float) -> list[Sample]:
+    draw = random.Random(seed)
+    asked = scenes_questions(SCENES)
+    return [grade(q, str(q.truth) if draw.random() < share else draw.choice(("Yes", "No", "A", "x"))) for q in asked]
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_samples_does_not_matter(seed: int, share: float) -> None:
+    samples = answered(seed, share)
+    shuffled = random.Random(seed).sample(samples, len(samples))
+    assert score(samples)["avg"] == score(shuffled)["avg"]
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+@settings(max_examples=15, deadline=None)
+def test_one_more_right_answer_never_lowers_a_score(seed: int, share: float) -> None:
+    samples = answered(seed, share)
+    place = random.Random(seed).randrange(len(samples))
+    mended = grade(samples[place], str(samples[place].truth))
+    before, after = (score([*samples[:place], one, *samples[place + 1 :]])["tasks"] for one in (samples[place], mended))
+    assert after[mended.family]["score"] >= before[mended.family]["score"]
+
+
+def test_the_truth_of_every_built_in_question_scores_100() -> None:
+    accuracy = score([grade(q, str(q.truth)) for q in scenes_questions(SCENES)])
+    assert {name: found["score"] for name, found in accuracy["tasks"].items()} == dict.fromkeys(FAMILIES, 100.0)
+    assert all(found["ci95"][0] < 100 for found in accuracy["tasks"].values()), "a perfect score is not certain"
+    assert all(found["chance"] < 70 for found in accuracy["tasks"].values())
+
+
+def test_answers_survive_the_file(tmp_path: Path) -> None:
+    samples = [*answered(0, 0.5), grade(question("textvqa", ("a b",) * 10), "ä\u2028b\n")]
+    save_answers(samples, tmp_path / "answers.jsonl")
+    assert load_answers(tmp_path / "answers.jsonl") == samples
+
+
+def test_a_broken_answers_file_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    save_answers(answered(0, 0.5)[:2], path)
+    path.write_text(path.read_text() + '{"id": 3}\n')
+    with pytest.raises(UserError, match=r"answers\.jsonl:3"):
+        load_answers(path)
+
+
+def test_unknown_families_and_no_answers_are_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean 'gqa'"):
+        task("gqaa")
+    with pytest.raises(UserError, match="no answers"):
+        score([])
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    assert picture("scenes:950000").size == (96, 96)
+    (tmp_path / "x.jpg").write_text("no image")
+    with pytest.raises(UserError, match=r"x\.jpg"):
+        picture(str(tmp_path / "x.jpg"))
+
+
+def test_scoring_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, device_bench.gate, device_bench.predictions; print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_pope_answers_of_llava_13b_score_as_published() -> None:
+    accuracy, _ = score_predictions(needs("pope", "llava15_13b_answers.jsonl"), "pope", needs("pope"))
+    found = accuracy["tasks"]["pope"]
+    f1 = {setting: round(row["f1"], 2) for setting, row in found["details"]["settings"].items()}
+    assert round(found["score"], 2) == 85.95
+    assert f1 == {"random": 87.14, "popular": 86.25, "adversarial": 84.46}
+    assert found["details"]["data"]["labels"]["random"] == 2910
+
+
+def test_scienceqa_answers_of_llava_13b_score_as_published(tmp_path: Path) -> None:
+    source = needs("scienceqa", "llava15_13b_output.jsonl")
+    tree = json.loads(source.read_text())
+    lines = [{"question_id": row["question_id"], "text": row["pred"]} for part in tree.values() for row in part]
+    plain = tmp_path / "answers.jsonl"
+    plain.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for predictions in (source, plain):
+        accuracy, samples = score_predictions(predictions, "scienceqa", needs("scienceqa"))
+        found = accuracy["tasks"]["scienceqa"]
+        assert (round(found["score"], 2), round(found["details"]["all"], 2), found["n"]) == (71.64, 74.39, 2017)
+    assert all(str(sample.truth) in scienceqa.LETTERS[: len(sample.options)] for sample in samples)
+
+
+def test_mme_example_results_score_as_the_official_tool_does(tmp_path: Path) -> None:
+    folder = needs("mme", "lavin")
+    accuracy, samples = score_predictions(folder, "mme", folder)
+    details = accuracy["tasks"]["mme"]["details"]
+    assert (round(details["perception"], 2), round(details["cognition"], 2)) == (963.29, 249.64)
+    assert details["categories"]["existence"] == {"acc": 95.0, "acc_plus": 90.0, "score": 185.0}
+    said = {
+        (s.category, Path(s.image).stem, " ".join(s.prompt.split(" Please answer")[0].split())): s.answer
+        for s in samples
+    }
+    lines = []
+    for row in map(json.loads, needs("mme", "llava_mme.jsonl").read_text().splitlines()):
+        asked = " ".join(row["text"].split("\n")[0].split())
+        key = row["category"], Path(row["image"]).stem, asked
+        lines.append({"question_id": row["question_id"], "prompt": row["text"], "text": said.get(key, "")})
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again, _ = score_predictions(path, "mme", folder)
+    assert again["tasks"]["mme"]["details"]["perception"] == details["perception"]
+    assert again["tasks"]["mme"]["details"]["data"] == {"questions": 2370, "left_out": 4}
+
+
+def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"question_id": 99999, "text": "No"}\n')
+    with pytest.raises(UserError, match="99999"):
+        score_predictions(path, "pope", needs("pope"))
+    with pytest.raises(UserError, match="Did you mean 'pope'"):
+        score_predictions(path, "popee", tmp_path)
+
+
+def test_grading_again_changes_nothing() -> None:
+    samples = answered(3, 0.5)
+    assert [grade(replace(s, parsed="", correct=0.0), s.answer) for s in samples] == samples
