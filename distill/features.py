@@ -27,6 +27,9 @@ class TowerFeatures:
     @torch.no_grad()
     def __call__(self, images: list[str]) -> Tensor:
         """Return the features of the images, in order."""
+        if not images:  # a batch of text only
+            vision = self.tower.config
+            return torch.zeros(0, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size)
         fresh = [image for image in dict.fromkeys(images) if image not in self.kept]
         computed = dict(zip(fresh, self._compute(fresh), strict=True)) if fresh else {}
         known = {**self.kept, **computed}

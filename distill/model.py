@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from distill.config import AttentionTerm, DistillConfig, LogitsTerm, VisionTerm
+from distill.config import DistillConfig
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
-from distill.probe import Positions, attention_block, capture_attention_inputs, find_positions
+from distill.probe import attention_block, capture_attention_inputs, find_positions
 from distill.teacher import Teacher, merge_vision
 from vlm.data.collator import IGNORE
 
@@ -79,65 +80,62 @@ class AlignKD(nn.Module):
         terms = {SUPERVISED: F.cross_entropy(logits, labels[answers])}
         teacher = self._outside["teacher"]
         if teacher is not None and self.terms:
-            terms |= self._distillation_terms(teacher, features, tokens, read, input_ids, inputs, answers, logits, keys)
-        weighted = [self.weight(name) * value for name, value in terms.items() if name != SUPERVISED]
+            seen = self._read_teacher(teacher, features, input_ids, inputs, answers, keys)
+            if self.recipe.attention:
+                attention = decoder.layers[layer].self_attn
+                block = attention_block(attention, read["hidden"], read["rotary"], attention_mask, seen["positions"])
+                seen["student_attention"] = block  # A_S, [B, H_S, M, V]
+            with torch.autocast(features.device.type, enabled=False):
+                terms |= self._terms(seen, tokens.float(), logits)
+        weighted = [self.weight(name).clone() * value for name, value in terms.items() if name != SUPERVISED]
         return {"loss": terms[SUPERVISED] + sum(weighted), "terms": terms}
 
-    def _distillation_terms(
+    def _read_teacher(
         self,
         teacher: Teacher,
         features: Tensor,
-        tokens: Tensor,
-        read: dict[str, Tensor],
         input_ids: Tensor,
         inputs: dict[str, Tensor],
         answers: Tensor,
-        logits: Tensor,
         keys: list[str],
-    ) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
-        attention, vision, kl = self.recipe.attention, self.recipe.vision_tokens, self.recipe.logits
-        teacher_tokens = teacher.vision_tokens(features)  # E_T, [I, V, D_T]
+    ) -> dict[str, Any]:
+        """What the terms need of the teacher: its vision tokens, attention block and answer logits."""
+        attention, vision = self.recipe.attention, self.recipe.vision_tokens
+        tokens = teacher.vision_tokens(features)  # E_T, [I, V, D_T]
 
         def teacher_inputs() -> dict[str, Tensor]:
-            return {"inputs_embeds": teacher.embed(input_ids, teacher_tokens), **inputs}
+            return {"inputs_embeds": merge_vision(teacher.model, input_ids, tokens), **inputs}
 
+        seen: dict[str, Any] = {"tokens": tokens.float()}
         if attention or (vision and vision.focus_weight):
             image_id = self.student.config.image_token_id
             positions = find_positions(input_ids, inputs["attention_mask"], image_id)
-            teacher_layer = attention.teacher_layer if attention else 0
-            block = teacher.attention(teacher_layer, teacher_inputs(), positions)  # A_T, [B, H_T, M, V]
-            if attention:
-                terms["attention"] = self._attention_term(attention, block, read, inputs["attention_mask"], positions)
-            if vision:
-                terms["vision"] = self._vision_term(vision, teacher_tokens, tokens, block, positions)
-        elif vision:
-            terms["vision"] = self._vision_term(vision, teacher_tokens, tokens, None, None)
+            layer = attention.teacher_layer if attention else 0
+            seen |= {"positions": positions, "attention": teacher.attention(layer, teacher_inputs(), positions)}
+        if self.recipe.logits:
+            seen["logits"] = teacher.answer_logits(keys, answers, teacher_inputs)
+        return seen
+
+    def _terms(self, seen: dict[str, Any], tokens: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The unweighted terms, in float32, from what was read of the teacher and the student's tokens and logits."""
+        attention, vision, kl = self.recipe.attention, self.recipe.vision_tokens, self.recipe.logits
+        terms: dict[str, Tensor] = {}
+        if attention:
+            distance = attention_losses.DISTANCES[attention.distance]
+            rows = seen["positions"].text_mask
+            terms["attention"] = distance(
+                seen["attention"], seen["student_attention"], self.adapters["attention"], rows
+            )
+        if vision:
+            mapped = F.linear(seen["tokens"], self.adapters["vision"], self.adapters["vision_bias"])  # P_V(E_T), [I, V, D_S]
+            scores = torch.zeros(mapped.shape[:2], device=mapped.device)  # [I, V]
+            if vision.focus_weight:  # the batch's vision columns, in order, are the images' tokens, in order
+                where = seen["positions"]
+                scores = focus_scores(seen["attention"], where.text_mask)[where.vision_mask].view(mapped.shape[:2])
+            terms["vision"] = vision_mse(mapped, tokens, scores, vision.focus_tokens, vision.focus_weight)
         if kl:
-            terms["logits"] = self._logits_term(kl, teacher.answer_logits(keys, answers, teacher_inputs), logits)
+            terms["logits"] = logits_losses.DISTANCES[kl.distance](seen["logits"], logits, kl.temperature)
         return terms
-
-    def _attention_term(
-        self, term: AttentionTerm, teacher: Tensor, read: dict[str, Tensor], mask: Tensor, positions: Positions
-    ) -> Tensor:
-        layer = self.student.model.language_model.layers[term.student_layer]
-        student = attention_block(layer.self_attn, read["hidden"], read["rotary"], mask, positions)  # A_S, [B, H_S, M, V]
-        distance = attention_losses.DISTANCES[term.distance]
-        return distance(teacher, student, self.adapters["attention"], positions.text_mask)
-
-    def _vision_term(
-        self, term: VisionTerm, teacher: Tensor, student: Tensor, block: Tensor | None, positions: Positions | None
-    ) -> Tensor:
-        mapped = F.linear(teacher, self.adapters["vision"], self.adapters["vision_bias"])  # P_V(E_T), [I, V, D_S]
-        present = torch.ones(mapped.shape[:2], dtype=torch.bool, device=mapped.device)  # [I, V]
-        if block is None or positions is None:
-            scores = torch.zeros(mapped.shape[:2], device=mapped.device)
-        else:  # vision columns of the batch, in order, are the images' tokens, in order
-            scores = focus_scores(block, positions.text_mask)[positions.vision_mask].view(mapped.shape[:2])  # [I, V]
-        return vision_mse(mapped, student, scores, term.focus_tokens, term.focus_weight, present)
-
-    def _logits_term(self, term: LogitsTerm, teacher: Tensor, student: Tensor) -> Tensor:
-        return logits_losses.DISTANCES[term.distance](teacher, student, term.temperature)
 
     def weight(self, name: str) -> Tensor:
         """Outer weight of a term, a scalar buffer."""

@@ -78,7 +78,8 @@ def attention_block(
     q, _ = apply_rotary_pos_emb(q, q, *(x.gather(1, rows.expand(-1, -1, size)) for x in (cos, sin)))
     k, _ = apply_rotary_pos_emb(k, k, cos, sin)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # [B, H, N, d]
-    scores = q.float() @ k.float().transpose(-1, -2) * size**-0.5  # [B, H, M, N]
+    with torch.autocast(hidden.device.type, enabled=False):  # autocast would make the scores bfloat16
+        scores = q.float() @ k.float().transpose(-1, -2) * size**-0.5  # [B, H, M, N]
     visible = mask[:, 0].gather(1, rows.expand(-1, -1, length))  # [B, M, N]
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1)  # [B, H, M, N]

@@ -37,11 +37,6 @@ class Teacher:
         return tokens
 
     @torch.no_grad()
-    def embed(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
-        """Embeddings with the vision tokens in their places, [B, N, D_T]."""
-        return merge_vision(self.model, input_ids, tokens)
-
-    @torch.no_grad()
     def attention(self, layer: int, inputs: dict[str, Tensor], positions: Positions) -> Tensor:
         """A_T of `layer`: [B, H_T, M, V]; runs the decoder only up to that layer."""
         decoder = self.model.model.language_model

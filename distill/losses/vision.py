@@ -9,23 +9,18 @@ def focus_scores(teacher_attention: Tensor, rows: Tensor) -> Tensor:
     return torch.einsum("bhmv,bm->bv", teacher_attention, rows.to(teacher_attention.dtype)) / teacher_attention.shape[1]
 
 
-def vision_mse(
-    teacher: Tensor, student: Tensor, scores: Tensor, focus_tokens: int, focus_weight: float, images: Tensor
-) -> Tensor:
+def vision_mse(teacher: Tensor, student: Tensor, scores: Tensor, focus_tokens: int, focus_weight: float) -> Tensor:
     """L_all + lambda * L_focus (eq. 3 to 5).
 
     Args:
-        teacher: P_V(E_T), teacher tokens mapped to the student's width, [B, V, D].
-        student: E_S, [B, V, D].
-        scores: focus scores, [B, V].
+        teacher: P_V(E_T), teacher tokens of each image mapped to the student's width, [I, V, D].
+        student: E_S, [I, V, D].
+        scores: focus scores, [I, V].
         focus_tokens: K, how many of the highest scores count as focused.
         focus_weight: lambda, on the focus term.
-        images: bool [B, V], False where a sample has no vision token.
     """
-    squared = (teacher - student).square().mean(-1)  # [B, V]
-    weights = images.to(squared.dtype)
-    loss_all = (squared * weights).sum() / weights.sum().clamp(min=1)
-    best = scores.masked_fill(~images, -1).topk(min(focus_tokens, scores.shape[1]), dim=-1).indices  # [B, K]
-    focused = weights.gather(1, best)  # [B, K]
-    loss_focus = (squared.gather(1, best) * focused).sum() / focused.sum().clamp(min=1)
-    return loss_all + focus_weight * loss_focus
+    squared = (teacher - student).square().mean(-1)  # [I, V]
+    if not focus_weight:
+        return squared.mean()
+    best = scores.topk(min(focus_tokens, scores.shape[1]), dim=-1).indices  # [I, K]
+    return squared.mean() + focus_weight * squared.gather(1, best).mean()

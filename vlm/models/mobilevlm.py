@@ -38,7 +38,7 @@ class LDPv2(nn.Module):
         """Project patch features [B, G*G, vision_dim] to vision tokens [B, V, D] with V = G*G / 4."""
         x = self.linear_2(self.act(self.linear_1(features)))  # [B, G*G, D]
         grid = int(x.shape[1] ** 0.5)
-        x = x.transpose(1, 2).reshape(x.shape[0], -1, grid, grid)  # [B, D, G, G]
+        x = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], grid, grid)  # [B, D, G, G]
         x = self.pool(x)  # [B, D, G/2, G/2]
         x = self.peg(x) + x
         return x.flatten(2).transpose(1, 2)  # [B, V, D]
