@@ -19,7 +19,7 @@ from vlm.manifest import Manifest, Parity, Precision, Preprocessing, Rung, list_
 # name -> (engine, bytes, share of answers that change, milliseconds per decoded token)
 ARTIFACTS = {
     "onnx-fp32": ("onnx", 7_900_000, 0.0, 1.1),
-    "onnx-int4": ("onnx", 2_100_000, 0.02, 0.8),
+    "onnx-int4": ("onnx", 2_100_000, 0.04, 0.8),
     "executorch-fp32": ("executorch", 8_300_000, 0.0, 1.6),
     "executorch-8da4w": ("executorch", 2_600_000, 0.025, 1.2),
     "coreml-fp16": ("coreml", 4_100_000, 0.004, None),
@@ -27,7 +27,9 @@ ARTIFACTS = {
     "gguf-f16": ("llamacpp", 5_200_000, 0.003, 2.3),
     "gguf-q4_0": ("llamacpp", 3_000_000, 0.05, 1.9),
 }
-NEEDS_MACOS = "needs macOS: on this system the Core ML program is interpreted, which says nothing about its speed or memory"
+NEEDS_MACOS = (
+    "needs macOS: on this system the Core ML program is interpreted, which says nothing about its speed or memory"
+)
 NOTE = "synthetic values, for the report's tests"
 
 
@@ -47,8 +49,15 @@ def make_run(folder: Path, scenes: int = 24, artifacts: tuple[str, ...] = tuple(
     for name in artifacts:
         write_artifact(run / "artifacts" / name)
         write_result(run, name, forget(student, ARTIFACTS[name][2], name))
-    for index, (name, seconds) in enumerate({"student": 291.4, "undistilled": 291.4, "export-onnx-fp32": 9.2, "bench-onnx-fp32": 21.7}.items()):
-        stamp = {"inputs": {"code": name[:2]} if index > 1 else {}, "build": name, "seconds": seconds, "finished": f"2000-01-01T00:0{index}:00+0000"}
+    for index, (name, seconds) in enumerate(
+        {"student": 291.4, "undistilled": 291.4, "export-onnx-fp32": 9.2, "bench-onnx-fp32": 21.7}.items()
+    ):
+        stamp = {
+            "inputs": {"code": name[:2]} if index > 1 else {},
+            "build": name,
+            "seconds": seconds,
+            "finished": f"2000-01-01T00:0{index}:00+0000",
+        }
         write_json(run / "stages" / f"{name}.json", stamp)
     return run
 
@@ -60,7 +69,11 @@ def answer(asked: list[BenchQuestion], share: float, seed: str) -> list[Sample]:
     for question in asked:
         wrong.setdefault((question.family, question.kind), []).append(str(question.truth))
     return [
-        grade(question, str(question.truth) if rng.random() < share else rng.choice(wrong[question.family, question.kind]), 4.0)
+        grade(
+            question,
+            str(question.truth) if rng.random() < share else rng.choice(wrong[question.family, question.kind]),
+            4.0,
+        )
         for question in asked
     ]
 
@@ -76,7 +89,9 @@ def write_model(folder: Path, samples: list[Sample], parameters: int) -> None:
     """A checkpoint folder: a safetensors header without weights, eval.json and the answers."""
     folder.mkdir(parents=True)
     shapes = {"model.vision_tower.a": [parameters // 2], "model.language_model.b": [parameters - parameters // 2]}
-    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}).encode()
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    ).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     save_answers(samples, folder / "answers.jsonl")
     write_json(folder / "eval.json", {"accuracy": score(samples), "answers": "answers.jsonl"})
@@ -90,7 +105,12 @@ def history(name: str) -> dict[str, Any]:
     for index in range(320):
         fall = math.exp(-index / 90)
         noise = rng.uniform(0.85, 1.15)
-        values = {"sup": 0.4 + 4.1 * fall, "attention": 0.07 + 0.85 * fall, "vision": 0.02 + 9 * fall**3, "logits": 0.3 + 4 * fall}
+        values = {
+            "sup": 0.4 + 4.1 * fall,
+            "attention": 0.07 + 0.85 * fall,
+            "vision": 0.02 + 9 * fall**3,
+            "logits": 0.3 + 4 * fall,
+        }
         row_terms = {
             term: {
                 "value": values[term] * noise,
@@ -100,8 +120,20 @@ def history(name: str) -> dict[str, Any]:
             for term in terms
         }
         stage = "pretrain" if index < 110 else "finetune"
-        rows.append({"step": index * 5, "stage": stage, "loss": sum(t["value"] for t in row_terms.values()), "lr": 1e-3, "terms": row_terms})
-    reports = ["The term logits had less than 1 % of the cross-entropy's gradient at 3 of 32 probes."] if name == "student" else []
+        rows.append(
+            {
+                "step": index * 5,
+                "stage": stage,
+                "loss": sum(t["value"] for t in row_terms.values()),
+                "lr": 1e-3,
+                "terms": row_terms,
+            }
+        )
+    reports = (
+        ["The term logits had less than 1 % of the cross-entropy's gradient at 3 of 32 probes."]
+        if name == "student"
+        else []
+    )
     return {"seed": 0, "seconds": 142.0, "steps": 1600, "terms": terms, "rows": rows, "reports": reports}
 
 
@@ -153,7 +185,13 @@ def ladder(precision: str) -> Parity:
         rungs.append(Rung(name="logits", metric="kl", value=loss**2, bar=None, passed=True, reference=source))
         share, limit = (1.0 if judged else 0.875), 0.99 if wide else None
         rungs.append(Rung(name="tokens", metric="agreement", value=share, bar=limit, passed=True, reference=source))
-    summary = {"vision_cos": 0.999998, "logits_cos": 0.999998, "kl": 4e-12, "token_agreement": 1.0, "first_divergence": None}
+    summary = {
+        "vision_cos": 0.999998,
+        "logits_cos": 0.999998,
+        "kl": 4e-12,
+        "token_agreement": 1.0,
+        "first_divergence": None,
+    }
     return Parity(rungs=rungs, probes=16, passed=True, **summary)
 
 
@@ -171,8 +209,21 @@ def write_result(run: Path, name: str, samples: list[Sample]) -> Path:
     reasons = {key: NEEDS_MACOS for key, value in measured.items() if value is None}
     manifest = run / "artifacts" / name / "manifest.json"
     format_, precision = name.split("-")
-    about = {"name": name, "format": format_, "precision": precision, "bytes": ARTIFACTS[name][1], "manifest_sha256": sha256(manifest)}
-    host = {"kind": "host", "name": "synthetic machine", "soc": "no processor", "os": "none", "cpus": 2, "memory_mb": 4096}
+    about = {
+        "name": name,
+        "format": format_,
+        "precision": precision,
+        "bytes": ARTIFACTS[name][1],
+        "manifest_sha256": sha256(manifest),
+    }
+    host = {
+        "kind": "host",
+        "name": "synthetic machine",
+        "soc": "no processor",
+        "os": "none",
+        "cpus": 2,
+        "memory_mb": 4096,
+    }
     result = {
         "schema": 1, "artifact": about, "device": host, "valid": True, "invalid_because": None,
         "settings": {"iterations": 20, "warmup": 5, "threads": 2, "cold_loads": 3, "scenes": 24},

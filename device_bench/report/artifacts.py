@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.evaluate import load_answers
+from device_bench.report import wording
 from device_bench.report.compare import changed_answers, checkpoint_answers, difference
 from device_bench.report.sources import Record, read_json, result_files
 from device_bench.tasks.base import Sample
@@ -13,9 +14,11 @@ from vlm.manifest import MANIFEST
 # Points an artifact may lose against the torch student: 8 bits or wider, and 4 bits.
 WIDE_BAR, FOUR_BIT_BAR = -1.0, -3.0
 FORMATS = ("onnx", "executorch", "coreml", "gguf")
-MEASURED = ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb", "energy_j", "thermal", "accuracy")
+LATENCIES = ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")
+MEASURED = (*LATENCIES, "peak_rss_mb", "energy_j", "thermal", "accuracy")
 _FOUR_BIT = re.compile(r"int4|q4|4w")
 NO_MANIFEST = "the artifact's folder is not here, only its results"
+NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
 
 
 def artifact_records(run: Path) -> list[Record]:
@@ -31,7 +34,7 @@ def artifact_records(run: Path) -> list[Record]:
     records = []
     for name in names:
         own = [_bench(run, path, result, reference) for path, result in results if result["artifact"]["name"] == name]
-        first = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
+        first: Record = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
         record = _artifact(name, manifests.get(name), first, own)
         records.append({**record, "run": run.resolve().name})
     return records
@@ -68,7 +71,9 @@ def _artifact(name: str, manifest: Record | None, measured: Record, benches: lis
         "notes": manifest["notes"] if manifest else [],
         "benches": benches,
     }
-    why = {"bytes": NO_MANIFEST, "precisions": NO_MANIFEST, "parity": NO_MANIFEST if not manifest else "the export climbed no ladder"}
+    absent = NOT_EXPORTED if source.get("format") == "torch" else NO_MANIFEST
+    no_parity = "the export climbed no ladder" if manifest else absent
+    why = {"bytes": NO_MANIFEST, "precisions": NO_MANIFEST, "parity": no_parity}
     return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
 
 
@@ -86,7 +91,6 @@ def _parity(manifest: Record | None, precision: str, benches: list[Record]) -> R
 
 def _accuracy_rung(found: Record, precision: str) -> Record:
     bar = accuracy_bar(precision)
-    low, high = found["ci95"]
     return {
         "name": "accuracy",
         "metric": "points",
@@ -94,7 +98,7 @@ def _accuracy_rung(found: Record, precision: str) -> Record:
         "bar": bar,
         "passed": found["points"] >= bar,
         "reference": "float",
-        "note": f"95 % interval {low:+.1f} to {high:+.1f} over {found['n']} paired answers",
+        "note": f"95 % interval {wording.points_interval(found['ci95'])}, {found['n']} paired answers",
     }
 
 

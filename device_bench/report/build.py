@@ -35,7 +35,7 @@ def build(runs: Path | Sequence[Path]) -> Record:
     main = next((folder for folder in folders if (folder / "student").is_dir()), folders[0])
     artifacts = [record for folder in folders for record in artifact_records(folder)]
     if not artifacts and not (main / "student").is_dir():
-        raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or pocketvlm bench first.")
+        raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or bench first.")
     report: Record = {
         "schema": SCHEMA,
         "run": _run(main, artifacts),
@@ -89,7 +89,7 @@ def _seeds(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 
 
 def _stages(folder: Path) -> list[Record]:
-    """What each stage of the pipeline took, in the order in which they ended; one call that made several things is one."""
+    """What each call of a stage took, in the order in which they ended; things made by one call share a record."""
     stamps = [(path, read_json(path)) for path in sorted((folder / "stages").glob("*.json"))]
     ended = [(path.stem, stamp) for path, stamp in stamps if isinstance(stamp, dict) and stamp.get("finished")]
     calls: dict[str, Record] = {}

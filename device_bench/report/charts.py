@@ -3,18 +3,21 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from device_bench.measure import percentile
 from device_bench.report import wording
 from device_bench.report.artifacts import is_four_bit
 from device_bench.report.labels import Label, place_labels
 from device_bench.report.sources import Record
-from device_bench.report.svg import COLOURS, colour_of, drawing
+from device_bench.report.svg import COLOURS, Drawing, colour_of, drawing
 
 MARKERS = {"onnx": "o", "executorch": "s", "coreml": "D", "gguf": "^"}
+_ENOUGH = 20  # samples from which a 95th percentile is drawn
 _LOG_FROM = 8.0  # a range wider than this many times is drawn on a logarithmic axis
 
 
@@ -59,8 +62,8 @@ def _median(measured: Record | float | None) -> float | None:
 
 
 def scatter(name: str, points: Sequence[Point], x_label: str, student: float | None) -> Markup:
-    """Accuracy over one cost, a marker per artifact: shape and colour say the format, filled is wide, hollow four-bit."""
-    with drawing(name, f"Accuracy against {x_label}, one marker per artifact", 300) as chart:
+    """Accuracy over one cost: a marker's shape and colour say the format, filled is wide, hollow four-bit."""
+    with drawing(name, f"Accuracy against {x_label}, one marker per artifact", 280) as chart:
         axes = chart.axes
         _scale(axes, [point.x for point in points])
         for point in points:
@@ -69,19 +72,21 @@ def scatter(name: str, points: Sequence[Point], x_label: str, student: float | N
             hollow = is_four_bit(point.artifact["precision"] or "")
             face = COLOURS["card"] if hollow else colour
             marker = MARKERS.get(point.artifact["format"], "o")
-            axes.plot(point.x, point.y, marker, markersize=7, color=colour, markerfacecolor=face, markeredgewidth=1.5, zorder=3)
+            style: dict[str, Any] = {"markersize": 7, "markerfacecolor": face, "markeredgewidth": 1.5}
+            axes.plot(point.x, point.y, marker, color=colour, zorder=3, **style)
         axes.margins(x=0.16, y=0.16)
         axes.grid(axis="y")
         axes.set_xlabel(x_label)
         axes.set_ylabel("accuracy, %")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
-        _name_points(axes, points, student)
+        _name_points(chart, points, student)
     return chart.svg
 
 
-def _name_points(axes: Axes, points: Sequence[Point], student: float | None) -> None:
+def _name_points(chart: Drawing, points: Sequence[Point], student: float | None) -> None:
     """Write each artifact's name beside its marker, and whose accuracy the dashed line is."""
+    axes = chart.axes
     labels = [Label(wording.artifact_name(p.artifact), colour_of(p.artifact["format"]), p.x, p.y) for p in points]
     covered = [(p.x, p.low, p.x, p.high) for p in points]
     if student is not None:
@@ -90,7 +95,7 @@ def _name_points(axes: Axes, points: Sequence[Point], student: float | None) -> 
         covered.append((left, student, right, student))
         axes.set_xlim(left, right)
         labels.append(Label("torch student", COLOURS["accent"], left, student))
-    place_labels(axes, labels, covered)
+    place_labels(chart.figure, axes, labels, covered)
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
@@ -109,7 +114,8 @@ def families(models: Record) -> Markup | None:
         return None
     tasks = list(shown[-1][1]["tasks"])
     rows = ["average", *tasks]
-    with drawing("families", "Accuracy per family of teacher, student, undistilled student and chance", 52 + 36 * len(rows)) as chart:
+    description = "Accuracy per family of teacher, student, undistilled student and chance"
+    with drawing("families", description, 52 + 36 * len(rows)) as chart:
         axes = chart.axes
         for row, task in enumerate(rows):
             axes.axhline(-row, color=COLOURS["rule"], linewidth=0.6, zorder=0)
@@ -144,14 +150,14 @@ def worth(difference: Record) -> Markup:
     """What distillation was worth, per family, with the paired intervals and a line at nothing."""
     tasks = difference.get("tasks") or {}
     rows = {"average": difference, **tasks}
-    with drawing("worth", "Points gained by distillation per family, with paired intervals", 52 + 36 * len(rows)) as chart:
+    with drawing("worth", "Points gained by distillation per family, with intervals", 52 + 36 * len(rows)) as chart:
         axes = chart.axes
         axes.axvline(0, color=COLOURS["muted"], linewidth=1.2, zorder=1)
         for row, (task, gain) in enumerate(rows.items()):
             axes.axhline(-row, color=COLOURS["rule"], linewidth=0.6, zorder=0)
-            strong = task == "average"
-            axes.plot(gain["ci95"], [-row, -row], color=COLOURS["accent"], linewidth=3.2 if strong else 1.8, alpha=0.5, zorder=2)
-            axes.plot(gain["points"], -row, "D" if strong else "o", color=COLOURS["accent"], markersize=7 if strong else 5.5, zorder=3)
+            width, marker, size = (3.2, "D", 7) if task == "average" else (1.8, "o", 5.5)
+            axes.plot(gain["ci95"], [-row, -row], color=COLOURS["accent"], linewidth=width, alpha=0.5, zorder=2)
+            axes.plot(gain["points"], -row, marker, color=COLOURS["accent"], markersize=size, zorder=3)
         _rows(axes, [wording.family_name(row) for row in rows])
         axes.margins(x=0.08)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
@@ -169,11 +175,17 @@ def latency_strip(name: str, rows: Sequence[tuple[Record, list[float]]], x_label
             jitter = random.Random(f"{name} {artifact['name']}")
             heights = [-row + jitter.uniform(-0.26, 0.26) for _ in samples]
             axes.axhline(-row, color=COLOURS["rule"], linewidth=0.6, zorder=0)
-            axes.plot(samples, heights, "o", color=colour, markersize=3, alpha=0.4, markeredgewidth=0, zorder=2)
-            ordered = sorted(samples)
-            median, slow = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-            axes.plot([median, median], [-row - 0.38, -row + 0.38], color=COLOURS["ink"], linewidth=1.8, zorder=3)
-            axes.plot([slow, slow], [-row - 0.2, -row + 0.2], color=COLOURS["ink"], linewidth=1, zorder=3)
+            alpha = 0.7 if len(samples) < 100 else 0.3
+            axes.plot(samples, heights, "o", color=colour, markersize=3.4, alpha=alpha, markeredgewidth=0, zorder=3)
+            _quantile(axes, samples, 50, row, half=0.38)
+            if len(samples) >= _ENOUGH:
+                _quantile(axes, samples, 95, row, half=0.22)
         _rows(axes, [wording.artifact_name(artifact) for artifact, _ in rows])
         axes.set_xlabel(x_label)
     return chart.svg
+
+
+def _quantile(axes: Axes, samples: Sequence[float], percent: float, row: int, half: float) -> None:
+    place = percentile(sorted(samples), percent)
+    width = 1.5 if percent == 50 else 1
+    axes.plot([place, place], [-row - half, -row + half], color=COLOURS["ink"], linewidth=width, zorder=2)

@@ -41,8 +41,9 @@ def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Record
         before: the torch student's answers.
         after: the artifact's.
     Returns:
-        {compared, changed, lost, gained, other, shown}, or None where no question is common. An answer is lost when it earned
-        more credit before; `shown` holds the first MOST_SHOWN: {id, image, family, prompt, truth, verdict, before, after}.
+        {compared, changed, lost, gained, other, shown}, or None where no question is common. An answer is lost when it
+        earned more credit before; `shown` has at most MOST_SHOWN of {id, image, family, prompt, truth, verdict, before,
+        after}.
     """
     known = {(sample.family, sample.id): sample for sample in before}
     pairs = [(known[sample.family, sample.id], sample) for sample in after if (sample.family, sample.id) in known]

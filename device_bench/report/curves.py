@@ -10,14 +10,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from device_bench.report.sources import Record
 from device_bench.report.svg import COLOURS, drawing
 
+HEIGHT = 240
+
 
 def losses(student: Record, undistilled: Record | None) -> Markup:
     """Total loss of the student, and the cross-entropy of both students, over the steps of the two stages."""
-    with drawing("losses", "Training loss over steps, both stages", 280) as chart:
+    with drawing("losses", "Training loss over steps, both stages", HEIGHT) as chart:
         axes = chart.axes
         _mark_stages(axes, student["rows"])
-        _line(axes, student["rows"], lambda row: row["loss"], COLOURS["accent"], "student, all terms")
-        _line(axes, student["rows"], lambda row: _of(row, "sup", "value"), COLOURS["teacher"], "student, answers only")
+        _line(axes, student["rows"], lambda row: row["loss"], COLOURS["muted"], "student, all terms", dashed=True)
+        _line(axes, student["rows"], lambda row: _of(row, "sup", "value"), COLOURS["accent"], "student, answers only")
         if undistilled:
             read = lambda row: _of(row, "sup", "value") or row["loss"]  # noqa: E731
             _line(axes, undistilled["rows"], read, COLOURS["undistilled"], "undistilled, answers only")
@@ -30,7 +32,7 @@ def term(name: str, rows: Sequence[Record]) -> Markup | None:
     """One term's value and the norm of its gradient, both logarithmic; None where the term was never logged."""
     if not any(_of(row, name, "value") for row in rows):
         return None
-    with drawing(f"term-{name}", f"Value and gradient norm of the term {name} over steps", 220) as chart:
+    with drawing(f"term-{name}", f"Value and gradient norm of the term {name} over steps", HEIGHT) as chart:
         axes = chart.axes
         _mark_stages(axes, rows)
         _line(axes, rows, lambda row: _of(row, name, "value"), COLOURS["loss"], "value")
@@ -39,6 +41,21 @@ def term(name: str, rows: Sequence[Record]) -> Markup | None:
             _line(axes, rows, lambda row: _of(row, name, "weight"), COLOURS["muted"], "weight", dashed=True)
         _finish(axes, "")
         axes.legend(loc="upper right", labelcolor=COLOURS["ink"], handlelength=1.4, ncols=3, columnspacing=1.0)
+    return chart.svg
+
+
+def learning_rate(rows: Sequence[Record]) -> Markup:
+    """The learning rate over the steps."""
+    with drawing("learning-rate", "Learning rate over steps", HEIGHT) as chart:
+        axes = chart.axes
+        _mark_stages(axes, rows)
+        _line(axes, rows, lambda row: row["lr"], COLOURS["ink"], "learning rate")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params(length=0)
+        axes.grid(axis="y")
+        axes.margins(x=0.01)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
     return chart.svg
 
 
@@ -64,7 +81,12 @@ def _mark_stages(axes: Axes, rows: Sequence[Record]) -> None:
         first, last = rows[start]["step"], rows[end]["step"]
         if index % 2 == 0 and len(starts) > 1:
             axes.axvspan(first, last, color=COLOURS["band"], linewidth=0, zorder=0)
-        place = {"transform": axes.get_xaxis_transform(), "fontsize": 9.5, "va": "bottom", "color": COLOURS["muted"]}
+        place: dict[str, Any] = {
+            "transform": axes.get_xaxis_transform(),
+            "fontsize": 9.5,
+            "va": "bottom",
+            "color": COLOURS["muted"],
+        }
         axes.text(first, 1.01, f" {rows[start].get('stage', '')}", **place)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _CHARACTER, _LINE, _GAP = 5.8, 12.0, 8.0  # pixels of 10-pixel text
 Box = tuple[float, float, float, float]
@@ -23,15 +24,16 @@ class Label:
     y: float
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], covered: Sequence[Box]) -> None:
+def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label], covered: Sequence[Box]) -> None:
     """Write each label at the first place around its point where it covers least.
 
     Args:
+        figure: that is drawn.
         axes: with its limits and scales final.
         labels: in the order of importance.
         covered: boxes (left, bottom, right, top) in data coordinates that labels should keep clear of.
     """
-    axes.figure.draw_without_rendering()
+    figure.draw_without_rendering()
     window = axes.get_window_extent()
     frame = window.x0, window.y0, window.x1, window.y1
     pixels = [axes.transData.transform((label.x, label.y)) for label in labels]

@@ -4,7 +4,7 @@ import re
 
 from device_bench.report import wording
 from device_bench.report.sources import Record
-from device_bench.report.table import COLUMNS, Cell, Row, table
+from device_bench.report.table import Cell, Row, table
 
 _SIGNS = {"pass": "✅", "fail": "❌", "unknown": "❔"}
 
@@ -35,7 +35,8 @@ def _failed_rungs(artifacts: list[Record]) -> str:
         for rung in (artifact["parity"] or {"rungs": []})["rungs"]:
             if not rung["passed"]:
                 value, bar = (_rung(rung["metric"], rung[key]) for key in ("value", "bar"))
-                lines.append(f"- **{wording.artifact_name(artifact)}** {rung['name']} {rung['metric']}: {value}, bar {bar}")
+                name = escape(wording.artifact_name(artifact))
+                lines.append(f"- **{name}** {rung['name']} {escape(rung['metric'])}: {value}, bar {bar}")
     return "\n".join(["### Under the bar", *lines]) if lines else ""
 
 
@@ -50,15 +51,16 @@ def _models(report: Record) -> str:
         model = report["models"][who]
         size = wording.parameters(model["params"]) if model["params"] else "n/a"
         average = model["accuracy"]["avg"] if model["accuracy"] else None
-        score = f"{wording.percent(average['score'])} | {wording.percent_interval(average['ci95'])}" if average else "n/a | n/a"
-        rows.append(f"| {title} | {size} | {score} |")
+        score = wording.percent(average["score"]) if average else "n/a"
+        interval = wording.percent_interval(average["ci95"]) if average else "n/a"
+        rows.append(f"| {title} | {size} | {score} | {interval} |")
     return "\n".join(rows)
 
 
 def _table(report: Record) -> str:
-    rows, notes = table(report)
-    head = "| artifact | " + " | ".join(f"{title}, {unit}" for title, unit in COLUMNS) + " |"
-    lines = [head, "|---|" + "---:|" * len(COLUMNS), *(_line(row) for row in rows)]
+    columns, rows, notes = table(report)
+    head = "| artifact | " + " | ".join(f"{title}, {unit}" for title, unit in columns) + " |"
+    lines = [head, "|---|" + "---:|" * len(columns), *(_line(row) for row in rows)]
     lines += ["", *(f"{index}. {escape(note)}" for index, note in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
 
@@ -80,6 +82,8 @@ def _changes(artifacts: list[Record]) -> str:
         for bench in artifact["benches"]:
             change = bench["changed"]
             if change and change["changed"]:
-                name = escape(wording.artifact_name(artifact))
-                lines.append(f"- {name}: {change['changed']} of {change['compared']}, {change['lost']} lost, {change['gained']} gained")
+                counts = (
+                    f"{change['changed']} of {change['compared']}, {change['lost']} worse, {change['gained']} better"
+                )
+                lines.append(f"- {escape(wording.artifact_name(artifact))}: {counts}")
     return "\n".join(["Answers that differ from the torch student's:", *lines]) if lines else ""

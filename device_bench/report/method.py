@@ -4,20 +4,22 @@ from device_bench.report import wording
 from device_bench.report.sources import Record
 
 INTERVALS = (
-    "Intervals of accuracy are 95 % bootstrap intervals over images, families drawn together. Differences are paired: the same "
-    "resampled images for both models. The average is the plain mean of the families."
+    "Intervals of accuracy are 95 % bootstrap intervals over images, families drawn together. Differences are paired: "
+    "the same resampled images for both models. The average is the plain mean of the families."
 )
 LADDER = (
-    "Parity is measured with teacher forcing: after the prompt, the reference's greedy answer is fed token by token through the "
-    "artifact's own KV cache, and every position's logits are compared. Each rung shows its worst case over the probes."
+    "Parity is measured with teacher forcing: after the prompt, the reference's greedy answer is fed token by token "
+    "through the artifact's own KV cache, and every position's logits are compared. Each rung shows its worst case "
+    "over the probes."
 )
 ONE_SEED = (
-    "What distillation was worth is measured with one training seed; its interval covers the choice of test images, not of seeds."
+    "What distillation was worth is measured with one training seed; its interval covers the choice of test images, "
+    "not of seeds."
 )
 
 
 def method_notes(report: Record) -> list[str]:
-    """Sentences for the page's last section: measurement settings, statistics, and the notes of artifacts and benches."""
+    """Sentences for the page's last section: settings, statistics, and the notes of artifacts and benches."""
     artifacts = report["artifacts"]
     benches = [(artifact, bench) for artifact in artifacts for bench in artifact["benches"]]
     notes = list(dict.fromkeys(_settings(bench) for _, bench in benches if bench.get("settings")))
@@ -26,8 +28,21 @@ def method_notes(report: Record) -> list[str]:
     notes += [ONE_SEED] if report["distillation"]["difference"] else []
     said = [(artifact, note) for artifact in artifacts for note in artifact["notes"]]
     said += [(artifact, note) for artifact, bench in benches for note in bench.get("notes") or []]
-    said += [(artifact, f"invalid: {bench['invalid_because']}") for artifact, bench in benches if bench.get("invalid_because")]
+    said += [
+        (artifact, f"invalid: {bench['invalid_because']}")
+        for artifact, bench in benches
+        if bench.get("invalid_because")
+    ]
+    said += [
+        (artifact, f"{what} not measured: {why}") for artifact, bench in benches for what, why in _unmeasured(bench)
+    ]
     return notes + _together(said)
+
+
+def _unmeasured(bench: Record) -> list[tuple[str, str]]:
+    """What has no column of its own in the headline table while nobody measured it."""
+    titles = {"energy_j": "energy", "thermal": "temperature"}
+    return [(title, bench["reasons"][key]) for key, title in titles.items() if bench[key] is None]
 
 
 def _settings(bench: Record) -> str:

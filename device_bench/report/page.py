@@ -10,7 +10,7 @@ from device_bench.report import charts, curves, wording
 from device_bench.report.method import method_notes
 from device_bench.report.pictures import picture
 from device_bench.report.sources import Record
-from device_bench.report.table import COLUMNS, table
+from device_bench.report.table import table
 
 _HERE = Path(__file__).parent
 # Sample name in the samples file -> what its chart's axis says.
@@ -39,13 +39,13 @@ def page(report: Record, samples: dict[tuple[str, str], Record]) -> str:
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"wording": wording, "picture": picture}
-    rows, notes = table(report)
+    columns, rows, notes = table(report)
     seconds = [stage["seconds"] for stage in report["stages"] if stage["seconds"]]
     return environment.get_template("page.html.j2").render(
         report=report,
-        style=Markup((_HERE / "style.css").read_text()),  # noqa: S704  (our own file)
+        style=Markup((_HERE / "style.css").read_text()),
         headline=wording.headline(report),
-        columns=COLUMNS,
+        columns=columns,
         rows=rows,
         footnotes=notes,
         result_charts=_result_charts(report),
@@ -65,7 +65,11 @@ def _result_charts(report: Record) -> list[Record]:
     found: list[Record] = []
     for measure, (title, label) in COSTS.items():
         if points := charts.accuracy_points(report["artifacts"], measure, student):
-            text = "Whiskers are the paired 95 % interval of the difference to the torch student." if student is not None else ""
+            text = (
+                "Whiskers are the paired 95 % interval of the difference to the torch student."
+                if student is not None
+                else ""
+            )
             found.append(_chart(title, charts.scatter(f"cost-{measure}", points, label, student), text))
     if families := charts.families(report["models"]):
         found.append(_chart("Accuracy per family", families, "", legend=True))
@@ -79,11 +83,11 @@ def _training_charts(training: Record) -> list[Record]:
     student = training["student"]
     if not student or not student["rows"]:
         return []
-    found = [_chart("Loss", curves.losses(student, training["undistilled"]), "Logarithmic; the first stage is shaded.")]
+    found = [_chart("Loss", curves.losses(student, training["undistilled"]), "")]
     for name in student.get("terms", []):
         if drawn := curves.term(name, student["rows"]):
             found.append(_chart(wording.TERM_NAMES.get(name, name), drawn, ""))
-    return found
+    return [*found, _chart("Learning rate", curves.learning_rate(student["rows"]), "")]
 
 
 def _latency_charts(artifacts: list[Record], samples: dict[tuple[str, str], Record]) -> list[Record]:
@@ -95,7 +99,9 @@ def _latency_charts(artifacts: list[Record], samples: dict[tuple[str, str], Reco
                 values = samples.get((artifact["run"], bench["samples"]), {}).get(name)
                 rows += [(artifact, values)] if values else []
         if rows:
-            found.append(_chart(label.partition(",")[0].capitalize(), charts.latency_strip(f"strip-{name}", rows, label), ""))
+            found.append(
+                _chart(label.partition(",")[0].capitalize(), charts.latency_strip(f"strip-{name}", rows, label), "")
+            )
     return found
 
 

@@ -15,11 +15,16 @@ from vlm.manifest import MANIFEST
 Record = dict[str, Any]
 
 # First part of a parameter's name in the Hugging Face layout -> the component it belongs to.
-_PARTS = {"vision_tower": "vision", "multi_modal_projector": "projector", "language_model": "decoder", "lm_head": "decoder"}
+_PARTS = {
+    "vision_tower": "vision",
+    "multi_modal_projector": "projector",
+    "language_model": "decoder",
+    "lm_head": "decoder",
+}
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file, or return None where it does not exist.
+    """Parse a JSON file, or return None where it does not exist; a NaN in it becomes None.
 
     Raises:
         UserError: the file is not JSON.
@@ -27,7 +32,7 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_constant=lambda _: None)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Delete it and run the stage that writes it again.") from error
 

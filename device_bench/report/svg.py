@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -30,9 +31,9 @@ COLOURS = {
     "loss": "#0a6b5b",
     "gradient": "#b5762b",
 }
-WIDTH = 460  # pixels of the page's chart column; a phone shows it at about 0.8 of that
+WIDTH = 410  # pixels; a phone shows a chart a little smaller than drawn, a wide page a little larger
 _PIXELS_PER_INCH = 72
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11.0,
@@ -76,8 +77,11 @@ def drawing(name: str, description: str, height: int, width: int = WIDTH) -> Ite
         description: what the chart shows, for those who cannot see it.
         height, width: pixels.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), dpi=_PIXELS_PER_INCH, layout="constrained")
+    settings: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(settings):
+        figure = Figure(
+            figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), dpi=_PIXELS_PER_INCH, layout="constrained"
+        )
         result = Drawing(figure, figure.add_subplot())
         yield result
         buffer = io.StringIO()
@@ -86,7 +90,7 @@ def drawing(name: str, description: str, height: int, width: int = WIDTH) -> Ite
 
 
 def inline(svg: str, name: str, description: str) -> Markup:
-    """Make matplotlib's SVG part of a page: no prologue, no fixed size, ids of its own, the page's colours and fonts."""
+    """Make matplotlib's SVG part of a page: no prologue or fixed size, ids of its own, the page's colours and fonts."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

@@ -1,4 +1,4 @@
-"""The headline table: one row per artifact and device, every cell a number or a footnote that says why there is none."""
+"""The headline table: a row per artifact and device, every cell a number or a footnote that says why there is none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from device_bench.report.sources import Record
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell: the number, a smaller second line, or the number of the footnote that explains its absence."""
+    """What stands in a cell: the number and a smaller second line, or the footnote that explains its absence."""
 
     main: str = ""
     below: str = ""
@@ -41,6 +41,7 @@ class Row:
     cells: list[Cell]
 
 
+Measures = dict[str, Callable[..., Cell]]
 COLUMNS = (
     ("Size", "MB"),
     ("Parity", "logits cosine"),
@@ -55,21 +56,25 @@ COLUMNS = (
 )
 
 
-def table(report: Record) -> tuple[list[Row], list[str]]:
-    """Rows of the headline table and its footnotes."""
+def table(report: Record) -> tuple[list[tuple[str, str]], list[Row], list[str]]:
+    """Columns, rows and footnotes of the headline table; energy has a column where some device measured it."""
     notes = Footnotes()
     pairs = [(artifact, bench) for artifact in report["artifacts"] for bench in artifact["benches"] or [None]]
     devices = {bench["device"].get("name") for _, bench in pairs if bench}
-    return [_row(artifact, bench, notes, named=len(devices) > 1) for artifact, bench in pairs], notes.texts
+    energy = any(bench["energy_j"] for _, bench in pairs if bench)
+    measures = {**_MEASURES, "energy_j": _energy} if energy else _MEASURES
+    columns = [*COLUMNS, ("Energy", "J per answer")] if energy else [*COLUMNS]
+    rows = [_row(artifact, bench, measures, notes, named=len(devices) > 1) for artifact, bench in pairs]
+    return columns, rows, notes.texts
 
 
-def _row(artifact: Record, bench: Record | None, notes: Footnotes, named: bool) -> Row:
+def _row(artifact: Record, bench: Record | None, measures: Measures, notes: Footnotes, named: bool) -> Row:
     parity = artifact["parity"]
     device = str(bench["device"].get("name") or "") if bench and named else ""  # said only where there are several
     cells = [
         _cell(artifact, "bytes", notes, lambda size: Cell(wording.megabytes(size))),
         _cell(artifact, "parity", notes, _parity),
-        *(_cell(bench, key, notes, show) for key, show in _MEASURES.items()),
+        *(_cell(bench, key, notes, show) for key, show in measures.items()),
     ]
     state = "unknown" if parity is None else "pass" if parity["passed"] else "fail"
     return Row(artifact, wording.artifact_name(artifact), device, wording.badges(artifact, bench), state, cells)
@@ -84,7 +89,11 @@ def _cell(source: Record | None, key: str, notes: Footnotes, show: Callable[...,
 
 def _parity(parity: Record) -> Cell:
     cosine = parity["logits_cos"]
-    below = f"{wording.rung_value('agreement', parity['token_agreement'])} tokens" if parity["token_agreement"] is not None else ""
+    below = (
+        f"{wording.rung_value('agreement', parity['token_agreement'])} tokens"
+        if parity["token_agreement"] is not None
+        else ""
+    )
     return Cell("not compared" if cosine is None else wording.rung_value("cosine", cosine), below)
 
 
@@ -109,7 +118,11 @@ def _plain(value: float) -> Cell:
     return Cell(wording.number(value))
 
 
-_MEASURES: dict[str, Callable[..., Cell]] = {
+def _energy(energy: Record) -> Cell:
+    return Cell(wording.number(energy["value"]), str(energy["source"]))
+
+
+_MEASURES: Measures = {
     "accuracy": _accuracy,
     "difference": _difference,
     "load_ms": _plain,

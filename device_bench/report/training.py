@@ -9,7 +9,7 @@ MOST_ROWS = 240
 
 
 def training_record(run: Path) -> Record:
-    """History of the student and, where it was trained, of the undistilled one; None with a reason where there is none."""
+    """History of the student and of the undistilled one; None with a reason where there is none."""
     record: Record = {name: _history(run / name / "history.json") for name in ("student", "undistilled")}
     reasons = {name: f"{name}/history.json is missing" for name in record if record[name] is None}
     return {**record, "reasons": reasons}
@@ -28,9 +28,17 @@ def thin(rows: list[Record], most: int = MOST_ROWS) -> list[Record]:
     """Keep every n-th row, those with a gradient norm, and the first and last of each stage; nothing is averaged."""
     if len(rows) <= most:
         return rows
-    probed = [i for i, row in enumerate(rows) if any(term.get("grad_norm") is not None for term in row["terms"].values())]
+    probed = [
+        i for i, row in enumerate(rows) if any(term.get("grad_norm") is not None for term in row["terms"].values())
+    ]
     edges = [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
-    keep = {*_spaced(range(len(rows)), most), *_spaced(probed, most), *edges, *(edge - 1 for edge in edges), len(rows) - 1}
+    keep = {
+        *_spaced(range(len(rows)), most),
+        *_spaced(probed, most),
+        *edges,
+        *(edge - 1 for edge in edges),
+        len(rows) - 1,
+    }
     return [rows[i] for i in sorted(keep)]
 
 

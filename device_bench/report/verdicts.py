@@ -4,6 +4,7 @@ from typing import Literal
 
 from device_bench.report.artifacts import accuracy_bar
 from device_bench.report.sources import Record
+from device_bench.report.wording import artifact_name, points
 
 State = Literal["pass", "fail", "unknown"]
 
@@ -29,7 +30,7 @@ def _verdict(name: str, state: State, text: str) -> Record:
 
 def _parity(artifacts: list[Record]) -> Record:
     climbed = [artifact for artifact in artifacts if artifact["parity"]]
-    failed = [artifact["name"] for artifact in climbed if not artifact["parity"]["passed"]]
+    failed = [artifact_name(artifact) for artifact in climbed if not artifact["parity"]["passed"]]
     if failed:
         return _verdict("parity", "fail", f"parity: under a bar in {', '.join(failed)}")
     if len(climbed) < len(artifacts) or not artifacts:
@@ -43,7 +44,7 @@ def _kept(artifacts: list[Record]) -> Record:
         differences = [bench["difference"]["points"] for bench in artifact["benches"] if bench["difference"]]
         judged += bool(differences)
         if differences and min(differences) < accuracy_bar(artifact["precision"] or ""):
-            lost.append(f"{artifact['name']} {min(differences):+.1f}")
+            lost.append(f"{artifact_name(artifact)} {points(min(differences))}")
     if lost:
         return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(lost)}")
     if judged < len(artifacts) or not artifacts:
@@ -55,7 +56,7 @@ def _distilled(difference: Record | None) -> Record:
     if difference is None:
         return _verdict("distillation", "unknown", "distillation: no undistilled student to compare with")
     low, high = difference["ci95"]
-    text = f"distillation: {difference['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    text = f"distillation: {points(difference['points'])} points [{points(low)}, {points(high)}]"
     return _verdict("distillation", "pass" if low > 0 else "fail" if high < 0 else "unknown", text)
 
 
@@ -72,7 +73,9 @@ def _chance(accuracy: Record | None) -> Record:
 
 
 def _imports(artifacts: list[Record]) -> Record:
-    imported = [(artifact["name"], bench.get("imported")) for artifact in artifacts for bench in artifact["benches"]]
+    imported = [
+        (artifact_name(artifact), bench.get("imported")) for artifact in artifacts for bench in artifact["benches"]
+    ]
     guilty = sorted({name for name, libraries in imported if libraries and any(libraries.values())})
     if guilty:
         return _verdict("imports", "fail", f"imports: training libraries loaded by {', '.join(guilty)}")
@@ -82,11 +85,11 @@ def _imports(artifacts: list[Record]) -> Record:
 
 
 def _valid(artifacts: list[Record]) -> Record:
-    benches = [(artifact["name"], bench) for artifact in artifacts for bench in artifact["benches"]]
+    benches = [(artifact_name(artifact), bench) for artifact in artifacts for bench in artifact["benches"]]
     invalid = [name for name, bench in benches if not bench.get("valid", False)]
     if invalid:
         return _verdict("measurements", "fail", f"measurements: invalid for {', '.join(invalid)}")
     if not all(artifact["benches"] for artifact in artifacts) or not benches:
-        missing = [artifact["name"] for artifact in artifacts if not artifact["benches"]]
+        missing = [artifact_name(artifact) for artifact in artifacts if not artifact["benches"]]
         return _verdict("measurements", "unknown", f"measurements: none of {', '.join(missing) or 'any artifact'}")
     return _verdict("measurements", "pass", f"measurements: all {len(benches)} valid")

@@ -5,7 +5,14 @@ import math
 from device_bench.report.sources import Record
 
 MINUS, THIN, DASH = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{EN DASH}"
-FAMILY_NAMES = {"gqa": "GQA", "scienceqa": "ScienceQA", "textvqa": "TextVQA", "mme": "MME", "mmbench": "MMBench", "pope": "POPE"}
+FAMILY_NAMES = {
+    "gqa": "GQA",
+    "scienceqa": "ScienceQA",
+    "textvqa": "TextVQA",
+    "mme": "MME",
+    "mmbench": "MMBench",
+    "pope": "POPE",
+}
 TERM_NAMES = {
     "sup": "Answers (cross-entropy)",
     "attention": "Attention, first layer",
@@ -24,13 +31,13 @@ def number(value: float) -> str:
 
 
 def points(value: float) -> str:
-    """A difference in percentage points, always signed: +1.3, −0.4, ±0.0."""
+    """A difference in percentage points, signed (with a real minus) unless it rounds to nothing: +1.3, 0.0."""
     rounded = round(value, 1)
-    return "±0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", MINUS)
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", MINUS)
 
 
 def points_interval(ends: list[float]) -> str:
-    """An interval of differences: −0.9 to +0.4."""
+    """An interval of differences: 0.0 to +0.4."""
     return f"{points(ends[0])} to {points(ends[1])}"
 
 
@@ -40,7 +47,7 @@ def percent(value: float) -> str:
 
 
 def percent_interval(ends: list[float]) -> str:
-    """An interval of scores: 59.8–64.1."""
+    """An interval of scores, its ends joined by a dash."""
     return f"{ends[0]:.1f}{DASH}{ends[1]:.1f}"
 
 
@@ -73,7 +80,8 @@ def rung_value(metric: str, value: float) -> str:
         return f"{100 * value:.2f}{THIN}%"
     if metric == "points":
         return points(value)
-    return f"{value:.2e}".replace("-", MINUS) if value else "0"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS) if value else "0"
 
 
 def artifact_name(artifact: Record) -> str:
@@ -93,7 +101,7 @@ def count(n: int) -> str:
 
 
 def headline(report: Record) -> str:
-    """The report in one or two sentences: what failed if something did, else what was proven; what distillation was worth."""
+    """The report in one or two sentences: what failed or was proven, and what distillation was worth."""
     artifacts = report["artifacts"]
     climbed = [artifact for artifact in artifacts if artifact["parity"]]
     passed = sum(artifact["parity"]["passed"] for artifact in climbed)
