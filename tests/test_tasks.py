@@ -6,12 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from device_bench.evaluate import grade, load_answers, picture, save_answers, scenes_questions, score, task
+from device_bench.evaluate import evaluate, grade, load_answers, picture, save_answers, scenes_questions, score, task
 from device_bench.predictions import score_predictions
 from device_bench.tasks import gqa, mmbench, mme, pope, scienceqa, textvqa
 from device_bench.tasks.base import FAMILIES, BenchQuestion, Sample, Truth
@@ -329,3 +331,30 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
 def test_grading_again_changes_nothing() -> None:
     samples = answered(3, 0.5)
     assert [grade(replace(s, parsed="", correct=0.0), s.answer) for s in samples] == samples
+
+
+class Echo:
+    """A model that answers with the number of pictures it has encoded so far."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def pixels(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def encode_image(self, pixels: Image.Image) -> int:
+        self.encoded += 1
+        return self.encoded
+
+    def answer(self, image: None, question: str, max_new_tokens: int, vision: int | None) -> SimpleNamespace:
+        return SimpleNamespace(text=f"{vision}")
+
+
+def test_each_image_is_encoded_once_for_all_its_questions_and_none_without_one() -> None:
+    asked = [*scenes_questions(2), question("scienceqa", "A", image="")]
+    seen: list[tuple[int, int]] = []
+    samples = evaluate(Echo(), asked, 4, on_progress=lambda *place: seen.append(place))  # type: ignore[arg-type]
+    assert [(s.image, s.answer) for s in samples] == [
+        (q.image, {"scenes:950000": "1", "scenes:950001": "2", "": "None"}[q.image]) for q in asked
+    ]
+    assert seen[-1] == (len(asked), len(asked)) and [s.id for s in samples] == [q.id for q in asked]

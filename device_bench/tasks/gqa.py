@@ -1,8 +1,9 @@
 """GQA: exact match of a short answer.
 
 Rules: GQA's own eval.py counts an answer that equals the gold answer, nothing else; LLaVA-1.5 and MobileVLM V2 hand
-it the answer in lower case without full stops at the end (LLaVA scripts/convert_gqa_for_eval.py). VLMEvalKit differs:
-it applies VQA's normalisation (articles, number words, punctuation) to both sides, which is more lenient.
+it the answer in lower case without full stops at the end (LLaVA scripts/convert_gqa_for_eval.py). VLMEvalKit differs
+(vlmeval/dataset/utils/vqa_eval.py): it also strips spaces and lowers the gold answer, but keeps a full stop, so that
+"red." is wrong there.
 """
 
 from collections import Counter, defaultdict

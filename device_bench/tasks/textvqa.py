@@ -4,9 +4,9 @@ Rules: the M4C evaluator (facebookresearch/mmf, copied by LLaVA and MobileVLM as
 answer processor as EvalAI runs it: lower case; commas and question marks out; a possessive 's apart; other
 punctuation out where a space is beside it and a space otherwise; full stops out unless a digit follows, the first 32
 of them (the original passes re.UNICODE = 32 where `count` stands); number words to ten into digits; articles out;
-apostrophes into contractions. An answer given by m of n people earns the mean over the n leave-one-out sets of min(1,
-matches / 3): 0.3, 0.6, 0.9, 1 for m = 1, 2, 3, 4 of ten. Re-implementations differ: plain min(1, m / 3) gives 0.33,
-0.67, 1. LLaVA's prompt shows OCR tokens for its published TextVQA numbers; MobileVLM V2's does not.
+apostrophes into contractions. An answer given by m of ten people earns the mean over the ten leave-one-out sets of
+min(1, matches / 3): 0.3, 0.6, 0.9, 1 for m = 1, 2, 3, 4, not m / 3. LLaVA-1.5 and MobileVLM V2 both publish TextVQA
+with OCR tokens in the prompt (llava_textvqa_val_v051_ocr.jsonl).
 """
 
 import re
