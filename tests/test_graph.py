@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.tiny import random_model
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from export.graph import Decoder, TokenEmbedding, VisionEncoder, masked_attention
+from tests.tiny import random_model
 
 VOCABULARY, IMAGE_ID, CONTEXT = 50, 3, 64
 
@@ -71,9 +71,7 @@ def test_token_embedding_looks_up_the_table(model: LlavaForConditionalGeneration
 def test_decoder_prefills_as_transformers_does(model: LlavaForConditionalGeneration) -> None:
     x = torch.randn(1, 20, 64)
     decoder = GrowingDecoder(model, CONTEXT)
-    torch.testing.assert_close(
-        decoder(x, decoder.empty())[0], reference_logits(model, x)[:, -1:], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(decoder(x, decoder.empty())[0], reference_logits(model, x)[:, -1:], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
