@@ -3,7 +3,7 @@
 Rules: LLaVA's llava/eval/eval_science_qa.py, used by MobileVLM V2 too. Read are, in this order: a bare letter A-E; a
 letter followed by ". "; exactly one "The answer is X" followed by one more character. Anything else is a failed
 answer and wrong, and so is a letter beyond the options. "B)", "(B)", "b", "B." and the option's text do not count;
-VLMEvalKit reads them where it reads MMBench's (can_infer). The published column (SQA-IMG) is the questions with an
+VLMEvalKit reads most of them (can_infer, see mmbench.py). The published column (SQA-IMG) is the questions with an
 image; "all" is in the details.
 """
 
