@@ -40,7 +40,7 @@ baseline: $(INSTALLED) ## make runs/tiny the baseline that `make gate` compares 
 	$(BIN)/pocketvlm report runs/tiny --out runs/tiny/report --baseline baselines/tiny.json
 
 teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes as long as it needs)
-	$(BIN)/python -m distill.tower --out runs/teacher/tower
+	$(BIN)/python -m distill.tower --out runs/tower
 	$(BIN)/pocketvlm distill configs/teacher.yaml
 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired

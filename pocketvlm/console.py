@@ -89,7 +89,7 @@ def explain(error: OSError | MemoryError) -> str | None:
     """Say what the user can do about an error of the machine; None when it is no such error."""
     if isinstance(error, MemoryError):
         return "out of memory. Close other programs or take a smaller model; `pocketvlm doctor CONFIG` has a forecast."
-    where = error.filename or "a file"
+    where = error.filename or "while writing"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"{where}: the disk is full. Free some space and run the command again."

@@ -67,11 +67,13 @@ class Progress:
         """Begin work that is one step."""
         self.start({title: expected_s})
         self._current, self._fraction = (title, time.monotonic()), 0.0
+        self.update(0.0, title)
 
     def begin(self, title: str, why: str) -> None:
         """A step begins."""
         self._current, self._fraction = (title, time.monotonic()), 0.0
         self._line(f"{title}: begins ({why}); about {span(self.remaining_s())} to go")
+        self.update(0.0, title)
 
     def update(self, fraction: float, message: str) -> None:
         """The running step is `fraction` (0 to 1) done."""
@@ -111,14 +113,17 @@ class Progress:
         self._bar = Bar(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("", total=total, left="")
         self._bar.start()
-        threading.Thread(target=self._tick, daemon=True).start()
+        threading.Thread(target=self._keep_ticking, daemon=True).start()
 
-    def _tick(self) -> None:
+    def _keep_ticking(self) -> None:
         while not self._stop.wait(_TICK_S):
-            if self._bar and self._task is not None:
-                left = f"about {span(self.remaining_s())} to go"
-                title = {"description": self._current[0]} if self._current and self._fraction == 0 else {}
-                self._bar.update(self._task, completed=self._done_s + self._running_s(), left=left, **title)
+            self.tick()
+
+    def tick(self) -> None:
+        """Move the bar on by the time that went by."""
+        if self._bar and self._task is not None:
+            left = f"about {span(self.remaining_s())} to go"
+            self._bar.update(self._task, completed=self._done_s + self._running_s(), left=left)
 
     def _line(self, text: str) -> None:
         if self._quiet:

@@ -25,7 +25,7 @@ def road(config: RunConfig, run_dir: Path) -> list[Step]:
     names = [artifact_name(target) for target in targets]
     results = tuple(f"bench-{name}" for name in names)
     return [
-        distill(config, run_dir),
+        distill(config.distill, run_dir),
         *(export(config, run_dir, target) for target in targets),
         *(bench(config, run_dir, target) for target in targets),
         check(config, run_dir, results),
@@ -38,19 +38,19 @@ def artifact_name(target: str) -> str:
     return target.replace(":", "-")
 
 
-def distill(config: RunConfig, run_dir: Path) -> Step:
+def distill(config: DistillConfig, run_dir: Path) -> Step:
     """The student, and beside it the same student trained without distillation."""
     inputs = {
-        "configuration": text_hash(config.distill.model_dump(mode="json")),
-        "input files": input_files(named_paths(config.distill)),
+        "configuration": text_hash(config.model_dump(mode="json")),
+        "input files": input_files(named_paths(config)),
         "code": code_version(["distill.run", "distill.worker", *entries_of("distill.losses")]),
     }
-    names = ("student", "undistilled") if config.distill.undistilled else ("student",)
+    names = ("student", "undistilled") if config.undistilled else ("student",)
 
     def build(on_progress: OnProgress) -> list[Path]:
         from distill.run import run
 
-        run(config.distill, run_dir, on_progress)
+        run(config, run_dir, on_progress)
         return [run_dir / name for name in names]
 
     products = tuple(Product(name, inputs, path=run_dir / name) for name in names)

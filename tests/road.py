@@ -1,7 +1,7 @@
 """The pipeline with stages that only leave files behind: `python -m tests.road RUN_DIR` runs it in a process to kill.
 
 Every building is noted in RUN_DIR/../calls. In the process of BLOCK=<product> that product's building says so on
-standard output and waits for ever; BLOCK=<product>! waits when its folder is finished and the pipeline does not know yet.
+standard output and waits for ever; BLOCK=<product>! waits when its folder is finished but not stamped.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from distill.config import DistillConfig
+from pocketvlm.console import exit_codes
 from pocketvlm.ledger import OnProgress
 from pocketvlm.pipeline import Outcome, RunConfig, run
 from pocketvlm.progress import Progress
@@ -127,4 +128,5 @@ def walk(
 
 
 if __name__ == "__main__":
-    walk(Path(sys.argv[1]))
+    with exit_codes():
+        walk(Path(sys.argv[1]))

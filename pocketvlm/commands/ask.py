@@ -8,8 +8,8 @@ import typer
 
 def ask(
     model: Annotated[Path, typer.Argument(metavar="ARTIFACT_OR_CHECKPOINT", help="Folder of the model.")],
-    image: Annotated[Path, typer.Argument(help="Picture.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print answer and timings as JSON.")] = False,

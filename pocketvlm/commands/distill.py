@@ -1,34 +1,39 @@
 """`pocketvlm distill`: a teacher and a student become a distilled student."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from distill.config import DistillConfig
+
 
 def distill(
-    config: Annotated[Path, typer.Argument(help="YAML file of a run; its `distill` section is used.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it, for example distill.seed=1.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run instead of runs/<name>.")] = None,
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file: a distillation, or a run with a `distill` section.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder in which student/ appears, instead of runs/<name>.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Distil the student of a run; a killed distillation goes on from its last checkpoint."""
+    """Distil a student; a killed distillation goes on from its last checkpoint."""
     from pocketvlm.console import print_json
     from pocketvlm.ledger import Ledger
-    from pocketvlm.pipeline import RunConfig, advance, locked
+    from pocketvlm.pipeline import advance, locked
     from pocketvlm.progress import Progress
     from pocketvlm.steps import distill as distill_step
     from vlm.errors import CheckFailed
 
-    settings = RunConfig.load(config, overrides)
-    run_dir = out or Path("runs") / settings.name
+    settings, name = load(config, overrides)
+    run_dir = out or Path("runs") / name
+    failures: dict[str, str] = {}
     with locked(run_dir), Progress(quiet=as_json) as progress:
         ledger, step = Ledger(run_dir), distill_step(settings, run_dir)
         if any(ledger.why(product) for product in step.products):
             progress.start({step.title: ledger.expected_s(step)})
-        failures: dict[str, str] = {}
         outcome = advance(ledger, step, failures, progress)
         progress.end(outcome)
     if failures:
@@ -37,3 +42,15 @@ def distill(
         print_json({"checkpoint": run_dir / "student", "state": outcome.state, "seconds": outcome.seconds})
     else:
         print(f"Student: {run_dir / 'student'}")
+
+
+def load(path: Path, overrides: list[str] | None) -> tuple[DistillConfig, str]:
+    """Read a distillation and its name from its own file (the file's name) or from a run's."""
+    from distill.config import DistillConfig
+    from pocketvlm.pipeline import RunConfig
+
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    if any(line.startswith("stages:") for line in lines):
+        return DistillConfig.load(path, overrides), path.stem
+    settings = RunConfig.load(path, overrides)
+    return settings.distill, settings.name

@@ -7,7 +7,9 @@ import typer
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="YAML file of a run to judge this machine by.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to judge this machine by.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Say what is installed, which devices answer, what a run will need, and what to do about each problem."""

@@ -7,7 +7,7 @@ import typer
 
 
 def gate(
-    new: Annotated[Path, typer.Argument(help="report.json to judge.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="report.json to judge.")],
     baseline: Annotated[Path, typer.Option(help="report.json to compare with.")],
     max_drop: Annotated[float | None, typer.Option(help="Points that the average accuracy may lose.")] = None,
     max_slowdown: Annotated[float | None, typer.Option(help="Percent that medians may get slower.")] = None,

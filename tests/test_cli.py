@@ -1,0 +1,205 @@
+"""The command line: every command, its exit code, and what it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pocketvlm import cli, doctor
+from pocketvlm.console import exit_codes
+from pocketvlm.progress import Progress, span
+from vlm.errors import CheckFailed, UserError
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "run": ["CONFIG", "key=value", "--json"],
+    "distill": ["CONFIG", "key=value", "--json"],
+    "export": ["CHECKPOINT", "--to", "--out", "--allow-drift", "--json"],
+    "ask": ["ARTIFACT_OR_CHECKPOINT", "IMAGE", "QUESTION", "--json"],
+    "bench": ["ARTIFACT...", "--device", "--tasks", "--out", "--json"],
+    "eval": ["ARTIFACT_OR_CHECKPOINT", "--tasks", "--data", "--predictions", "--json"],
+    "gate": ["NEW", "--baseline", "--max-drop", "--max-slowdown", "--ignore", "--json"],
+    "report": ["RESULTS...", "--out", "--json"],
+    "doctor": ["CONFIG", "--json"],
+}
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `pocketvlm ...` in this process; returns exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pocketvlm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(call: Cli, command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert [word for word in COMMANDS[command] if word not in out] == []
+
+
+def test_help_takes_less_than_three_tenths_of_a_second_of_processor_time() -> None:
+    code = "import os, pocketvlm.cli as c\ntry: c.app(['--help'])\nfinally: print('cpu', sum(os.times()[:2]))"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    ]
+    assert min(float(run.rpartition("cpu ")[2]) for run in runs) < 0.3
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("run",), ("bench", "x", "--iterations", "many", "--out", "y")])
+def test_wrong_usage_is_exit_code_2_without_traceback(call: Cli, arguments: tuple[str, ...]) -> None:
+    code, _, err = call(*arguments)
+    assert code == 2 and "Error" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("x.yaml: wrong [key]"), 2, "error: x.yaml: wrong [key]"),
+        (CheckFailed("drifted"), 1, "check failed: drifted"),
+        (KeyboardInterrupt(), 130, "type the same command again to go on"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (OSError(28, "No space left on device"), 2, "the disk is full"),
+        (MemoryError(), 2, "out of memory"),
+        (ZeroDivisionError("by zero"), 70, "internal error: ZeroDivisionError: by zero"),
+    ],
+)
+def test_what_went_wrong_decides_the_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, exit_codes():
+        raise error
+    err = capsys.readouterr().err
+    assert end.value.code == code
+    assert said in err and "Traceback" not in err
+
+
+def test_an_internal_error_leaves_its_traceback_in_the_named_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), exit_codes():
+        raise ZeroDivisionError
+    named = re.search(r"(\S+pocketvlm-crash-\d+\.log)", capsys.readouterr().err)
+    assert named is not None
+    log = Path(named[1])
+    assert "test_cli.py" in log.read_text()
+    log.unlink()
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, exit_codes(debug=True):
+        raise ZeroDivisionError
+    assert end.value.code == 70 and "Traceback" in capsys.readouterr().err
+
+
+def test_ask_answers_with_timings(call: Cli, random_checkpoint: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (120, 80), "red").save(picture)
+    code, out, _ = call("ask", random_checkpoint, picture, "What colour?", "--max-new-tokens", 3, "--json")
+    tree = json.loads(out)
+    assert code == 0 and tree["engine"] == "torch" and len(tree["tokens"]) <= 3
+    assert tree["timings"]["ttft_ms"] > 0
+
+
+def test_export_of_an_unknown_format_lists_the_known_ones(call: Cli, random_checkpoint: Path, tmp_path: Path) -> None:
+    code, _, err = call("export", random_checkpoint, "--to", "onxx:int4", "--out", tmp_path)
+    assert code == 2 and "Did you mean 'onnx'?" in err
+
+
+def test_eval_scores_answers_that_exist(call: Cli, tmp_path: Path) -> None:
+    from device_bench.evaluate import grade, save_answers, scenes_questions
+
+    answers = tmp_path / "answers.jsonl"
+    questions = scenes_questions(3)
+    truths = [question.truth if isinstance(question.truth, str) else question.truth[0] for question in questions]
+    save_answers([grade(question, truth) for question, truth in zip(questions, truths, strict=True)], answers)
+    code, out, _ = call("eval", "--predictions", answers, "--json")
+    assert code == 0 and json.loads(out)["accuracy"]["avg"]["score"] == 100.0
+
+
+def test_eval_wants_a_model_or_predictions(call: Cli) -> None:
+    code, _, err = call("eval")
+    assert code == 2 and "--predictions FILE" in err
+
+
+@pytest.mark.parametrize(
+    ("new", "code", "state"), [(80.0, 0, "pass"), (60.0, 1, "regression"), (None, 2, "cannot judge")]
+)
+def test_gate_answers_by_exit_code(call: Cli, tmp_path: Path, new: float | None, code: int, state: str) -> None:
+    baseline, report = tmp_path / "old.json", tmp_path / "new.json"
+    for path, score in ((baseline, 80.0), (report, new)):
+        interval = {"score": score, "n": 1000, "ci95": [(score or 0) - 1, (score or 0) + 1]}
+        accuracy = None if score is None else {"avg": interval, "tasks": {}}
+        path.write_text(json.dumps({"schema": 1, "models": {"student": {"accuracy": accuracy}}, "artifacts": []}))
+    found, out, _ = call("gate", report, "--baseline", baseline, "--json")
+    assert found == code and json.loads(out)["verdict"] == state
+
+
+def test_report_of_nothing_is_a_user_error(call: Cli, tmp_path: Path) -> None:
+    code, _, err = call("report", tmp_path / "none", "--out", tmp_path / "report")
+    assert code == 2 and "no such folder" in err
+
+
+def test_doctor_says_what_to_type(call: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ENGINES", ())
+    monkeypatch.setattr(doctor, "PACKAGES", (("no-such", "no_such_module", "torch", ("onnx",)),))
+    monkeypatch.chdir(ROOT)
+    code, out, _ = call("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+    assert code == 0 and findings["no-such"]["state"] == "note"
+    assert "pip install 'pocketvlm[torch]'" in findings["no-such"]["advice"]
+    code, out, _ = call("doctor", "configs/tiny.yaml", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+    assert code == 2 and findings["no-such"]["state"] == "missing"
+
+
+def test_doctor_forecasts_memory_disk_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ENGINES", ())
+    monkeypatch.chdir(ROOT)
+    forecasts = {
+        finding.name: finding for finding in doctor.examine(Path("configs/tiny.yaml")) if finding.topic == "forecast"
+    }
+    if "input files" in forecasts:
+        pytest.skip(forecasts["input files"].advice)
+    assert set(forecasts) == {"memory", "disk", "time"}
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.start({"a": 60.0, "b": 30.0})
+        progress.begin("a", "not built yet")
+    assert capsys.readouterr().err.splitlines() == [
+        "2 steps, about 1 min 30 s",
+        "a: begins (not built yet); about 1 min 30 s to go",
+    ]
+
+
+def test_progress_is_a_bar_with_the_remaining_time_on_a_terminal() -> None:
+    code = (
+        "from pocketvlm.progress import Progress\n"
+        "with Progress() as p:\n p.start({'a': 60.0, 'b': 30.0}); p.begin('a', 'new'); p.update(0.5, 'half'); p.tick()"
+    )
+    leader, follower = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=follower, env=environment, check=True, timeout=60)
+    os.close(follower)
+    shown = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert "half" in shown and "about 1 min 0 s to go" in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.24, "4.2 s"), (35.2, "35 s"), (250, "4 min 10 s")])
+def test_spans_are_written_as_people_say_them(seconds: float, text: str) -> None:
+    assert span(seconds) == text
