@@ -12,9 +12,11 @@ import pytest
 
 from device_bench.evaluate import load_answers, save_answers
 from device_bench.report import build, write
+from device_bench.report.charts import accuracy_points
 from device_bench.report.compare import changed_answers
 from device_bench.report.markdown import markdown
 from device_bench.report.svg import COLOURS
+from device_bench.report.table import table
 from device_bench.report.training import thin
 from device_bench.report.write import raw_samples
 from device_bench.stats import paired_difference
@@ -127,10 +129,30 @@ def test_failures_come_first_in_markdown_and_headline(own_run: Path) -> None:
     manifest["parity"]["rungs"][1] |= {"value": 0.5, "passed": False}
     write_json(path, manifest)
     text = markdown(build(own_run))
-    assert "of 3 artifacts are not proven equal to the trained model" in text.splitlines()[2]
+    assert text.splitlines()[2].startswith("One of three artifacts is not proven equal to the trained model.")
     first = next(line for line in text.splitlines() if line.startswith("- "))
     assert first.startswith("- ❌ parity") and "ONNX int4" in first
     assert text.index("### Under the bar") < text.index("| artifact |")
+
+
+def test_an_invalid_result_shows_its_reason_and_no_number(own_run: Path) -> None:
+    path = own_run / "results" / "local" / "onnx-fp32.json"
+    write_json(path, {**json.loads(path.read_text()), "valid": False, "invalid_because": "killed by signal 9"})
+    report = build(own_run)
+    _, rows, notes = table(report)
+    assert [cell.main for cell in rows[0].cells[2:]] == [""] * 8
+    assert notes[rows[0].cells[3].note - 1] == "invalid: killed by signal 9"
+    points = accuracy_points(report["artifacts"], "decode_tok_s", None)
+    assert [point.name for point in points] == ["ONNX int4"]
+
+
+def test_emulated_figures_and_random_weights_are_said_in_charts(own_run: Path) -> None:
+    path = own_run / "results" / "local" / "onnx-fp32.json"
+    result = json.loads(path.read_text())
+    result |= {"device": {"kind": "emulated", "name": "qemu"}, "notes": ["random weights of the real size"]}
+    write_json(path, result)
+    points = accuracy_points(build(own_run)["artifacts"], "ttft_ms", None)
+    assert points[0].name == "ONNX fp32 (qemu, emulated, random weights)"
 
 
 def test_model_text_stays_text(own_run: Path, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ _LOG_FROM = 8.0  # a range wider than this many times is drawn on a logarithmic 
 
 @dataclass(frozen=True)
 class Point:
-    """One artifact in a scatter chart; `low` and `high` end its interval."""
+    """One artifact on one device in a scatter chart; `low` and `high` end its interval."""
 
     artifact: Record
+    name: str
     x: float
     y: float
     low: float
@@ -33,7 +34,7 @@ class Point:
 
 
 def accuracy_points(artifacts: Sequence[Record], measure: str, student: float | None) -> list[Point]:
-    """Artifacts that have both an accuracy and the measure.
+    """Artifacts that have both an accuracy and the measure, from valid results only.
 
     Args:
         measure: "bytes" (drawn in MB) or the name of a statistic of the bench (its median is drawn).
@@ -43,13 +44,14 @@ def accuracy_points(artifacts: Sequence[Record], measure: str, student: float | 
     for artifact in artifacts:
         for bench in artifact["benches"]:
             x = _in_megabytes(artifact["bytes"]) if measure == "bytes" else _median(bench[measure])
-            if x is None or not bench["accuracy"]:
+            if x is None or not bench["accuracy"] or not bench["valid"]:
                 continue
             average = bench["accuracy"]["avg"]
             low, high = average["ci95"]
             if student is not None and bench["difference"]:
                 low, high = (student + end for end in bench["difference"]["ci95"])
-            points.append(Point(artifact, x, average["score"], min(low, average["score"]), max(high, average["score"])))
+            score, name = average["score"], wording.measured_name(artifact, bench)
+            points.append(Point(artifact, name, x, score, min(low, score), max(high, score)))
     return points
 
 
@@ -87,7 +89,7 @@ def scatter(name: str, points: Sequence[Point], x_label: str, student: float | N
 def _name_points(chart: Drawing, points: Sequence[Point], student: float | None) -> None:
     """Write each artifact's name beside its marker, and whose accuracy the dashed line is."""
     axes = chart.axes
-    labels = [Label(wording.artifact_name(p.artifact), colour_of(p.artifact["format"]), p.x, p.y) for p in points]
+    labels = [Label(p.name, colour_of(p.artifact["format"]), p.x, p.y) for p in points]
     covered = [(p.x, p.low, p.x, p.high) for p in points]
     if student is not None:
         axes.axhline(student, color=COLOURS["accent"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -165,14 +167,14 @@ def worth(difference: Record) -> Markup:
     return chart.svg
 
 
-def latency_strip(name: str, rows: Sequence[tuple[Record, list[float]]], x_label: str) -> Markup:
+def latency_strip(name: str, rows: Sequence[tuple[Record, str, list[float]]], x_label: str) -> Markup:
     """Every raw sample as a dot, a row per artifact; the long tick is the median, the short one the 95th percentile."""
     with drawing(name, f"Distribution of {x_label} per artifact, every sample a dot", 46 + 30 * len(rows)) as chart:
         axes = chart.axes
-        _scale(axes, [sample for _, samples in rows for sample in samples])
-        for row, (artifact, samples) in enumerate(rows):
+        _scale(axes, [sample for _, _, samples in rows for sample in samples])
+        for row, (artifact, title, samples) in enumerate(rows):
             colour = colour_of(artifact["format"])
-            jitter = random.Random(f"{name} {artifact['name']}")
+            jitter = random.Random(f"{name} {title}")
             heights = [-row + jitter.uniform(-0.26, 0.26) for _ in samples]
             axes.axhline(-row, color=COLOURS["rule"], linewidth=0.6, zorder=0)
             alpha = 0.7 if len(samples) < 100 else 0.3
@@ -180,7 +182,7 @@ def latency_strip(name: str, rows: Sequence[tuple[Record, list[float]]], x_label
             _quantile(axes, samples, 50, row, half=0.38)
             if len(samples) >= _ENOUGH:
                 _quantile(axes, samples, 95, row, half=0.22)
-        _rows(axes, [wording.artifact_name(artifact) for artifact, _ in rows])
+        _rows(axes, [title for _, title, _ in rows])
         axes.set_xlabel(x_label)
     return chart.svg
 

@@ -11,7 +11,7 @@ _CHARACTER, _LINE, _GAP = 5.8, 12.0, 8.0  # pixels of 10-pixel text
 Box = tuple[float, float, float, float]
 # Where a label may stand relative to its point: right, left, above, below, the corners, and a line further.
 _PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1), (1, 2), (1, -2), (-1, 2), (-1, -2))
-_OUTSIDE = 3.0  # leaving the frame is worse than covering something
+_OUTSIDE = 6.0  # leaving the frame is worse than covering something
 
 
 @dataclass(frozen=True)

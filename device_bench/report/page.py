@@ -93,11 +93,12 @@ def _training_charts(training: Record) -> list[Record]:
 def _latency_charts(artifacts: list[Record], samples: dict[tuple[str, str], Record]) -> list[Record]:
     found = []
     for name, label in LATENCIES.items():
-        rows: list[tuple[Record, list[float]]] = []
+        rows: list[tuple[Record, str, list[float]]] = []
         for artifact in artifacts:
             for bench in artifact["benches"]:
                 values = samples.get((artifact["run"], bench["samples"]), {}).get(name)
-                rows += [(artifact, values)] if values else []
+                if values and bench["valid"]:
+                    rows.append((artifact, wording.measured_name(artifact, bench), values))
         if rows:
             found.append(
                 _chart(label.partition(",")[0].capitalize(), charts.latency_strip(f"strip-{name}", rows, label), "")

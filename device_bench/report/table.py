@@ -83,6 +83,8 @@ def _row(artifact: Record, bench: Record | None, measures: Measures, notes: Foot
 def _cell(source: Record | None, key: str, notes: Footnotes, show: Callable[..., Cell]) -> Cell:
     if source is None:
         return Cell(note=notes("not measured on any device"))
+    if source.get("invalid_because"):
+        return Cell(note=notes(f"invalid: {source['invalid_because']}"))
     value = source.get(key)
     return Cell(note=notes(source["reasons"].get(key, "no reason given"))) if value is None else show(value)
 

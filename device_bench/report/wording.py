@@ -110,7 +110,10 @@ def headline(report: Record) -> str:
     elif not climbed:
         first = f"{_artifacts(len(artifacts))} measured; parity with the trained model is not known.".capitalize()
     elif passed < len(climbed):
-        first = f"{len(climbed) - passed} of {len(climbed)} artifacts are not proven equal to the trained model."
+        failed = len(climbed) - passed
+        verb = "is" if failed == 1 else "are"
+        first = f"{count(failed)} of {count(len(climbed))} artifacts {verb} not proven equal to the trained model."
+        first = first[0].upper() + first[1:]
     elif len(climbed) == 1:
         first = "One artifact, proven to be the trained model."
     else:
@@ -127,6 +130,14 @@ def headline(report: Record) -> str:
 
 def _artifacts(n: int) -> str:
     return f"{count(n)} artifact{'s' if n != 1 else ''}"
+
+
+def measured_name(artifact: Record, bench: Record) -> str:
+    """Name of an artifact in a chart of measurements: with the device if that is not this machine, and its badges."""
+    device = bench["device"]
+    where = [] if device.get("kind") == "host" else [str(device.get("name"))]
+    said = [*where, *badges(artifact, bench)]
+    return f"{artifact_name(artifact)} ({', '.join(said)})" if said else artifact_name(artifact)
 
 
 def badges(artifact: Record, bench: Record | None) -> list[str]:
