@@ -206,7 +206,7 @@ def _versions() -> dict[str, str]:
 
 def _failure(target: Target, parity: Parity) -> str:
     lines = [
-        f"  {rung.name} {rung.metric} {rung.value:.6f}, bar {rung.bar} (against the {rung.reference} weights)"
+        f"  {rung.name} {rung.metric} {rung.value:.6g}, bar {rung.bar} (against the {rung.reference} weights)"
         for rung in parity.rungs
         if not rung.passed
     ]

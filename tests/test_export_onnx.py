@@ -18,7 +18,7 @@ from export._onnx_weights import quantize, quantize_blocks, read_quantized  # no
 from export.config import ExportConfig  # noqa: E402
 from export.formats.onnx import dequantized  # noqa: E402
 from export.probes import scene_probes  # noqa: E402
-from export.run import run, with_weights  # noqa: E402
+from export.run import export_one, with_weights  # noqa: E402
 from tests.tiny import save_random_checkpoint  # noqa: E402
 from vlm.manifest import read_manifest  # noqa: E402
 from vlm.models.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
@@ -36,8 +36,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    config = ExportConfig(targets=["onnx:fp32", "onnx:int4"], probes=2, threads=1)
-    return {folder.name: folder for folder in run(config, checkpoint, tmp_path_factory.mktemp("artifacts"))}
+    """One artifact per precision; int4 keeps its weights beside the graphs, as models beyond 2 GiB must."""
+    out, config = tmp_path_factory.mktemp("artifacts"), ExportConfig(probes=2, threads=1)
+    folders = {"onnx-fp32": export_one(checkpoint, "onnx:fp32", out, config)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.formats.onnx.INLINE_LIMIT", 0)
+        return folders | {"onnx-int4": export_one(checkpoint, "onnx:int4", out, config)}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,17 @@ def test_int4_holds_every_linear_layer_and_the_table_as_integers(artifacts: dict
     }
     assert set(weights) == used
     assert read_manifest(folder).bytes < read_manifest(artifacts["onnx-fp32"]).bytes
+
+
+def test_weights_beside_a_graph_are_listed_in_the_manifest(artifacts: dict[str, Path]) -> None:
+    paths = {file.path for file in read_manifest(artifacts["onnx-int4"]).files}
+    assert {DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", EMBEDDING, f"{EMBEDDING}.data"} <= paths
+
+
+def test_int8_passes_its_parity(checkpoint: Path, tmp_path: Path) -> None:
+    folder = export_one(checkpoint, "onnx:int8", tmp_path, ExportConfig(probes=1, threads=1))
+    parity = read_manifest(folder).parity
+    assert parity is not None and parity.passed
 
 
 def test_the_manifest_says_what_is_rounded(artifacts: dict[str, Path]) -> None:
