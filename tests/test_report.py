@@ -12,6 +12,7 @@ import pytest
 
 from device_bench.evaluate import load_answers, save_answers
 from device_bench.report import build, write
+from device_bench.report.artifacts import within_bar
 from device_bench.report.charts import accuracy_points
 from device_bench.report.compare import changed_answers
 from device_bench.report.markdown import markdown
@@ -120,6 +121,13 @@ def test_the_ladder_ends_with_task_accuracy(own_run: Path) -> None:
     assert intact["rungs"][-1]["name"] == broken["rungs"][-1]["name"] == "accuracy"
     assert broken["rungs"][-1]["bar"] == -1.0
     assert not broken["rungs"][-1]["passed"] and not broken["passed"]
+
+
+def test_a_loss_within_the_noise_is_no_failure_and_no_pass() -> None:
+    found = {"points": -1.4, "ci95": [-2.5, -0.3]}
+    assert within_bar(found, "fp16") is None
+    assert within_bar(found, "int4") is True
+    assert within_bar({**found, "ci95": [-2.5, -1.1]}, "fp16") is False
 
 
 def test_failures_come_first_in_markdown_and_headline(own_run: Path) -> None:

@@ -56,6 +56,12 @@ def accuracy_bar(precision: str) -> float:
     return FOUR_BIT_BAR if is_four_bit(precision) else WIDE_BAR
 
 
+def within_bar(found: Record, precision: str) -> bool | None:
+    """Whether a paired difference keeps its bar: None where it lies below but its 95 % interval still reaches the bar."""
+    bar = accuracy_bar(precision)
+    return True if found["points"] >= bar else None if found["ci95"][1] >= bar else False
+
+
 def _artifact(name: str, manifest: Record | None, measured: Record, benches: list[Record]) -> Record:
     source = manifest or measured
     size = sum(file["bytes"] for file in manifest["files"]) if manifest else measured.get("bytes")
@@ -90,13 +96,12 @@ def _parity(manifest: Record | None, precision: str, benches: list[Record]) -> R
 
 
 def _accuracy_rung(found: Record, precision: str) -> Record:
-    bar = accuracy_bar(precision)
     return {
         "name": "accuracy",
         "metric": "points",
         "value": found["points"],
-        "bar": bar,
-        "passed": found["points"] >= bar,
+        "bar": accuracy_bar(precision),
+        "passed": within_bar(found, precision) is not False,
         "reference": "float",
         "note": f"95 % interval {wording.points_interval(found['ci95'])}, {found['n']} paired answers",
     }

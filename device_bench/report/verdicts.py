@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from device_bench.report.artifacts import accuracy_bar
+from device_bench.report.artifacts import within_bar
 from device_bench.report.sources import Record
 from device_bench.report.wording import artifact_name, points
 
@@ -39,14 +39,17 @@ def _parity(artifacts: list[Record]) -> Record:
 
 
 def _kept(artifacts: list[Record]) -> Record:
-    lost, judged = [], 0
+    found: dict[bool | None, list[str]] = {True: [], None: [], False: []}
     for artifact in artifacts:
-        differences = [bench["difference"]["points"] for bench in artifact["benches"] if bench["difference"]]
-        judged += bool(differences)
-        if differences and min(differences) < accuracy_bar(artifact["precision"] or ""):
-            lost.append(f"{artifact_name(artifact)} {points(min(differences))}")
-    if lost:
-        return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(lost)}")
+        for bench in artifact["benches"]:
+            if difference := bench["difference"]:
+                name = f"{artifact_name(artifact)} {points(difference['points'])}"
+                found[within_bar(difference, artifact["precision"] or "")].append(name)
+    if found[False]:
+        return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(found[False])}")
+    if found[None]:
+        return _verdict("accuracy", "unknown", f"accuracy: too few questions to clear {', '.join(found[None])}")
+    judged = sum(any(bench["difference"] for bench in artifact["benches"]) for artifact in artifacts)
     if judged < len(artifacts) or not artifacts:
         return _verdict("accuracy", "unknown", f"accuracy: compared for {judged} of {len(artifacts)} artifacts")
     return _verdict("accuracy", "pass", "accuracy: every artifact within its bar of the torch student")
