@@ -14,7 +14,7 @@ from device_bench.evaluate import load_answers, save_answers
 from device_bench.report import build, write
 from device_bench.report.artifacts import within_bar
 from device_bench.report.charts import accuracy_points
-from device_bench.report.compare import changed_answers
+from device_bench.report.compare import changed_answers, difference
 from device_bench.report.markdown import markdown
 from device_bench.report.svg import COLOURS
 from device_bench.report.table import table
@@ -110,6 +110,13 @@ def test_distillation_is_the_paired_difference_to_the_undistilled_student(run: P
     assert found["points"] == expected["avg"]["points"] != 0
     assert found["ci95"] == expected["avg"]["ci95"]
     assert found["tasks"]["pope"] == expected["pope"]
+
+
+def test_only_common_questions_are_compared(run: Path) -> None:
+    before, after = (load_answers(run / name / "answers.jsonl") for name in ("undistilled", "student"))
+    found, _ = difference(before[:50], after[20:])
+    assert found is not None and found["n"] == 30
+    assert difference(before[:50], after[50:])[0] is None
 
 
 def test_the_ladder_ends_with_task_accuracy(own_run: Path) -> None:

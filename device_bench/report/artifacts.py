@@ -57,7 +57,7 @@ def accuracy_bar(precision: str) -> float:
 
 
 def within_bar(found: Record, precision: str) -> bool | None:
-    """Whether a paired difference keeps its bar: None where it lies below but its 95 % interval still reaches the bar."""
+    """Whether a paired difference keeps its bar; None where it lies below but its interval still reaches the bar."""
     bar = accuracy_bar(precision)
     return True if found["points"] >= bar else None if found["ci95"][1] >= bar else False
 
@@ -110,7 +110,7 @@ def _accuracy_rung(found: Record, precision: str) -> Record:
 def _bench(run: Path, path: Path, result: Record, reference: list[Sample] | None) -> Record:
     """One device's result, with the difference to the torch student and the answers that changed."""
     answers = path.parent / result["answers"] if result.get("answers") else None
-    compared = _compare(reference, load_answers(answers) if answers and answers.is_file() else None)
+    compared = _compare(reference, load_answers(answers) if answers and answers.is_file() and result["valid"] else None)
     reasons: dict[str, Any] = {**(result.get("reasons") or {}), **compared.pop("reasons")}
     for key in MEASURED:
         if result.get(key) is None:
@@ -126,7 +126,11 @@ def _bench(run: Path, path: Path, result: Record, reference: list[Sample] | None
 
 
 def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Record:
-    missing = "the torch student was not evaluated" if reference is None else "no benchmark was answered"
+    missing = (
+        "the torch student was not evaluated"
+        if reference is None
+        else "no benchmark was answered, or the measurement is invalid"
+    )
     if reference is None or answers is None:
         return {"difference": None, "changed": None, "reasons": dict.fromkeys(("difference", "changed"), missing)}
     points, why = difference(reference, answers)

@@ -10,6 +10,7 @@ from device_bench.tasks.base import Sample
 from vlm.errors import UserError
 
 MOST_SHOWN = 12
+NOTHING_IN_COMMON = "the two answered no question in common"
 # Shown first: what the export broke, then what it mended, then other words of the same worth.
 _ORDER = ("lost", "gained", "other")
 
@@ -22,13 +23,17 @@ def checkpoint_answers(checkpoint: Path) -> list[Sample] | None:
 
 
 def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Record | None, str]:
-    """Paired difference after - before in points.
+    """Paired difference after - before in points, over the questions that both answered.
 
     Returns:
         {points, ci95, p, test, n, tasks: {family: {...}}} and "", or None and why the two cannot be compared.
     """
+    common = {_key(sample) for sample in before} & {_key(sample) for sample in after}
+    if not common:
+        return None, NOTHING_IN_COMMON
+    shared = [[sample for sample in samples if _key(sample) in common] for samples in (before, after)]
     try:
-        found = paired_difference(before, after)
+        found = paired_difference(*shared)
     except UserError as error:
         return None, str(error)
     return {**found["avg"], "tasks": {family: value for family, value in found.items() if family != "avg"}}, ""
@@ -45,14 +50,18 @@ def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Record
         earned more credit before; `shown` has at most MOST_SHOWN of {id, image, family, prompt, truth, verdict, before,
         after}.
     """
-    known = {(sample.family, sample.id): sample for sample in before}
-    pairs = [(known[sample.family, sample.id], sample) for sample in after if (sample.family, sample.id) in known]
+    known = {_key(sample): sample for sample in before}
+    pairs = [(known[_key(sample)], sample) for sample in after if _key(sample) in known]
     if not pairs:
         return None
     changes = [_change(old, new) for old, new in pairs if old.answer.strip() != new.answer.strip()]
     counts = {verdict: sum(change["verdict"] == verdict for change in changes) for verdict in _ORDER}
     shown = sorted(changes, key=lambda change: (_ORDER.index(change["verdict"]), change["family"], change["id"]))
     return {"compared": len(pairs), "changed": len(changes), **counts, "shown": _mixed(shown)[:MOST_SHOWN]}
+
+
+def _key(sample: Sample) -> tuple[str, str]:
+    return sample.family, sample.id
 
 
 def _change(old: Sample, new: Sample) -> Record:
