@@ -52,8 +52,8 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
 
     Args:
         checkpoint: a float32 model; it is not changed.
-        precision: "fp32", or "8da4w": 4-bit weights in groups of 32 and 8-bit activations chosen per token in the
-            decoder, 8-bit weights elsewhere.
+        precision: "fp32", or "8da4w": 4-bit weights in groups of 32 in the decoder's linears, 8-bit weights elsewhere,
+            8-bit activations scaled per token.
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
     """
@@ -64,7 +64,8 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     embedding: nn.Module = TokenEmbedding(model)
     if precision == "8da4w":
         quantize_(vision, INT8)
-        quantize_(decoder, INT4)
+        quantize_(decoder, INT4, lambda module, _: isinstance(module, nn.Linear) and not _is_ragged(module))
+        quantize_(decoder, INT8, lambda module, _: isinstance(module, nn.Linear) and _is_ragged(module))
         embedding = ByteEmbedding(model.get_input_embeddings().weight.detach())
     programs = _trace(checkpoint, vision, embedding, decoder, context_length)
     edge = to_edge_transform_and_lower(
@@ -77,7 +78,13 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     with (folder / MODEL).open("wb") as file:
         program.write_to_file(file)
     if precision == "8da4w":
-        return Written(Precision(vision="8da8w", projector="8da8w", embedding="int8", decoder="8da4w"), {}, [ROUNDED])
+        ragged = [name for name, layer in Decoder(model, 1).named_modules() if _is_ragged(layer)]
+        notes = (
+            [ROUNDED, f"8-bit weights, rows being no multiple of {GROUP}: {', '.join(ragged)}."]
+            if ragged
+            else [ROUNDED]
+        )
+        return Written(Precision(vision="8da8w", projector="8da8w", embedding="int8", decoder="8da4w"), {}, notes)
     return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {})
 
 
@@ -138,6 +145,11 @@ def _constants(checkpoint: Checkpoint, context_length: int) -> dict[str, object]
         "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,
     }
+
+
+def _is_ragged(module: nn.Module) -> bool:
+    """Whether this is a linear whose rows cannot be cut into groups of GROUP columns; it gets 8 bits instead of 4."""
+    return isinstance(module, nn.Linear) and module.in_features % GROUP != 0
 
 
 def _origin(weight: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor | None:

@@ -1,0 +1,113 @@
+"""The C++ runner answers a job folder as the Python runtime and torch do, and says what is wrong with a bad one."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("executorch.exir", reason="executorch is not installed")
+
+from tests.artifacts import pixels
+from tests.executorch_artifacts import artifact_folder, checkpoint_folder, compiled_engine
+from vlm.models.checkpoint import load_checkpoint
+from vlm.runtimes._executorch_library import RUNNER
+from vlm.runtimes.base import Timings
+from vlm.runtimes.executorch import MODEL, ExecutorchRuntime
+from vlm.runtimes.executorch import open as open_executorch
+from vlm.runtimes.torch import TorchRuntime
+
+MAX_NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> ExecutorchRuntime:
+    return open_executorch(artifact_folder(tmp_path_factory, "fp32"), 2)
+
+
+def test_runner_answers_as_the_python_runtime_and_torch(
+    runtime: ExecutorchRuntime, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    torch_runtime = TorchRuntime(load_checkpoint(checkpoint_folder(tmp_path_factory, "fp32")))
+    (tmp_path / "noise.f32").write_bytes(pixels().tobytes())
+    seeing, blind = runtime.prompt("What color is the circle?"), runtime.prompt("What is two and two?", has_image=False)
+    done = run_job(tmp_path, runtime, [("seeing", "noise.f32", seeing), ("blind", "-", blind)])
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "results.txt").read_text().splitlines()
+    answers = {line.split()[1]: tokens_of(line) for line in lines if line.startswith("answer ")}
+    for reference in (runtime, torch_runtime):
+        vision = reference.encode_image(pixels())
+        assert answers["seeing"] == reference.generate(seeing, vision, MAX_NEW_TOKENS, Timings(), 0.0)
+        assert answers["blind"] == reference.generate(blind, None, MAX_NEW_TOKENS, Timings(), 0.0)
+
+
+def test_results_have_every_timing_and_the_peak_memory(runtime: ExecutorchRuntime, tmp_path: Path) -> None:
+    (tmp_path / "noise.f32").write_bytes(pixels().tobytes())
+    ids = runtime.prompt("What?")
+    run_job(tmp_path, runtime, [("q", "noise.f32", ids)])
+    load, answer, memory, done = (tmp_path / "results.txt").read_text().splitlines()
+    assert float(load.removeprefix("load_ms ")) > 0
+    found = re.fullmatch(
+        r"answer q vision_ms (\S+) prefill_ms (\S+) prefill_tokens (\d+) ttft_ms (\S+)"
+        r" decode_ms([ .\d]*) tokens([ \d]*)",
+        answer,
+    )
+    assert found
+    vision, prefill, count, first, decode, tokens = found.groups()
+    assert int(count) == len(ids)
+    assert 0 < float(vision) + float(prefill) <= float(first) + 0.01
+    assert len(decode.split()) == len(tokens.split()) - 1
+    assert 1_000 < int(memory.removeprefix("vm_hwm_kib ")) < 1_000_000
+    assert done == "done 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("treads 2", r"job\.txt:1: 'treads' found, model, threads"),
+        ("threads two", r"job\.txt:1: no value"),
+        ("request q - 1 2 x", r"job\.txt:1: something that is not a token id"),
+        ("threads 2", r"job\.txt: a job without model"),
+    ],
+)
+def test_bad_job_is_refused_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "job.txt").write_text(line + "\n")
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+
+
+def test_picture_of_another_size_fails_the_run(runtime: ExecutorchRuntime, tmp_path: Path) -> None:
+    (tmp_path / "noise.f32").write_bytes(pixels().tobytes()[:-4])
+    done = run_job(tmp_path, runtime, [("q", "noise.f32", runtime.prompt("What?"))])
+    assert done.returncode == 1
+    assert re.search(r"noise\.f32: \d+ bytes found, \d+ expected", done.stderr)
+    assert (tmp_path / "results.txt").read_text().splitlines()[-1].startswith("failed ")
+
+
+def run_job(
+    folder: Path, runtime: ExecutorchRuntime, requests: list[tuple[str, str, list[int]]]
+) -> subprocess.CompletedProcess[str]:
+    """Write a job for the runtime's model into `folder` and run it."""
+    facts = runtime.facts
+    settings = {
+        "model": runtime.folder / MODEL,
+        "threads": 2,
+        "eos": facts.eos_id,
+        "image_token": facts.image_token_id,
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
+    lines = [f"{key} {value}" for key, value in settings.items()]
+    lines += [f"request {name} {image} {' '.join(map(str, ids))}" for name, image, ids in requests]
+    (folder / "job.txt").write_text("\n".join(lines) + "\n")
+    return run(folder)
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(compiled_engine() / RUNNER), str(folder)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def tokens_of(line: str) -> list[int]:
+    return [int(word) for word in line.partition(" tokens")[2].split()]
