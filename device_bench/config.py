@@ -13,7 +13,8 @@ class BenchConfig(Config):
     scenes: int = Field(150, ge=1)  # test images of the built-in benchmark
     iterations: int = Field(20, ge=1)
     warmup: int = Field(5, ge=0)
-    threads: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1)  # of an engine while its speed and memory are measured
+    accuracy_threads: int = Field(1, ge=1)  # while it answers the benchmark; a small model gains nothing from a second
     max_new_tokens: int = Field(24, ge=1)  # of an answer of the accuracy pass
     decode_tokens: int = Field(32, ge=1)  # decode steps per iteration of the latency pass, end token or not
     cold_loads: int = Field(3, ge=1)  # processes that only load, for load_ms

@@ -19,7 +19,7 @@ def silent(fraction: float, message: str) -> None:
 
 
 TASKS = ("scenes",)
-JOB_SETTINGS = {"threads", "warmup", "iterations", "decode_tokens", "scenes", "max_new_tokens"}
+JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "scenes", "max_new_tokens"}
 # Share of an artifact's time that each pass takes, for the progress bar.
 SHARES = {"load": 0.1, "latency": 0.15, "memory": 0.05, "accuracy": 0.7}
 
@@ -84,7 +84,8 @@ def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
         for _ in range(repeats):
             if recorder.wants(kind):
                 report = within(on_progress, done, 1, share / repeats, f"{name}: ")
-                recorder.record(kind, _run(device, {**job, "kind": kind}, recorder, report))
+                threads = config.accuracy_threads if kind == "accuracy" else config.threads
+                recorder.record(kind, _run(device, {**job, "kind": kind, "threads": threads}, recorder, report))
             done += share / repeats
 
 
