@@ -44,7 +44,7 @@ teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes 
 	$(BIN)/pocketvlm distill configs/teacher.yaml
 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
-	$(BIN)/python -m distill.study
+	$(BIN)/python -m pocketvlm.study
 
 clean: ## remove what runs and tests left (not .venv)
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

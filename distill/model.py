@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
+from distill.attention import DENSE, additive_mask
 from distill.config import DistillConfig
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
-from distill.probe import attention_block, capture_attention_inputs, find_positions
+from distill.probe import Positions, attention_block, capture_attention_inputs, find_positions
 from distill.teacher import Teacher, merge_vision
 from vlm.data.collator import IGNORE
 
@@ -39,6 +40,9 @@ class AlignKD(nn.Module):
     ) -> None:
         super().__init__()
         student.model.vision_tower.requires_grad_(False)
+        if not torch.cuda.is_available():
+            for model in (student, *([teacher.model] if teacher else [])):
+                model.model.language_model.set_attn_implementation(DENSE)
         self.student = student
         self.recipe = config
         self.adapters = nn.ParameterDict()
@@ -68,7 +72,7 @@ class AlignKD(nn.Module):
     ) -> dict[str, Tensor | dict[str, Tensor]]:
         """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position)."""
         features = self._outside["tower"](images)  # [I, P, vision_dim]
-        inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
+        inputs = {"attention_mask": additive_mask(attention_mask), "position_ids": position_ids}
         tokens = self.student.model.multi_modal_projector(features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
         layer = self.recipe.attention.student_layer if self.recipe.attention else 0
@@ -80,7 +84,8 @@ class AlignKD(nn.Module):
         terms = {SUPERVISED: F.cross_entropy(logits, labels[answers])}
         teacher = self._outside["teacher"]
         if teacher is not None and self.terms:
-            seen = self._read_teacher(teacher, features, input_ids, inputs, answers, keys)
+            positions = find_positions(input_ids, attention_mask, self.student.config.image_token_id)
+            seen = self._read_teacher(teacher, features, input_ids, inputs, attention_mask, positions, answers, keys)
             if self.recipe.attention:
                 attention = decoder.layers[layer].self_attn
                 block = attention_block(attention, read["hidden"], read["rotary"], attention_mask, seen["positions"])
@@ -96,6 +101,8 @@ class AlignKD(nn.Module):
         features: Tensor,
         input_ids: Tensor,
         inputs: dict[str, Tensor],
+        visible: Tensor,
+        positions: Positions,
         answers: Tensor,
         keys: list[str],
     ) -> dict[str, Any]:
@@ -106,12 +113,10 @@ class AlignKD(nn.Module):
         def teacher_inputs() -> dict[str, Tensor]:
             return {"inputs_embeds": merge_vision(teacher.model, input_ids, tokens), **inputs}
 
-        seen: dict[str, Any] = {"tokens": tokens.float()}
+        seen: dict[str, Any] = {"tokens": tokens.float(), "positions": positions}
         if attention or (vision and vision.focus_weight):
-            image_id = self.student.config.image_token_id
-            positions = find_positions(input_ids, inputs["attention_mask"], image_id)
             layer = attention.teacher_layer if attention else 0
-            seen |= {"positions": positions, "attention": teacher.attention(layer, teacher_inputs(), positions)}
+            seen["attention"] = teacher.attention(layer, teacher_inputs(), visible, positions)  # A_T, [B, H_T, M, V]
         if self.recipe.logits:
             seen["logits"] = teacher.answer_logits(keys, answers, teacher_inputs)
         return seen

@@ -37,12 +37,12 @@ class Teacher:
         return tokens
 
     @torch.no_grad()
-    def attention(self, layer: int, inputs: dict[str, Tensor], positions: Positions) -> Tensor:
-        """A_T of `layer`: [B, H_T, M, V]; runs the decoder only up to that layer."""
+    def attention(self, layer: int, inputs: dict[str, Tensor], visible: Tensor, positions: Positions) -> Tensor:
+        """A_T of `layer`: [B, H_T, M, V]; runs the decoder only up to that layer. `visible` is bool [B, 1, N, N]."""
         decoder = self.model.model.language_model
         read = read_attention_inputs(decoder, layer, **inputs, use_cache=False)
         attention = decoder.layers[layer].self_attn
-        return attention_block(attention, read["hidden"], read["rotary"], inputs["attention_mask"], positions)
+        return attention_block(attention, read["hidden"], read["rotary"], visible, positions)
 
     @torch.no_grad()
     def answer_logits(self, keys: list[str], answers: Tensor, inputs: Callable[[], dict[str, Tensor]]) -> Tensor:

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
 from vlm.data.scenes.attributes import CLASSES, IGNORE, WITH_EMPTY, cell_attributes
 from vlm.data.scenes.draw import IMAGE_SIZE, render
 from vlm.data.scenes.scene import TOWER_START, VALIDATION_START, make_scene
+from vlm.data.scenes.tokenizer import train_tokenizer
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +35,7 @@ HELD_OUT = 512
 SHAPE_WEIGHT = 2.0
 # The first part of the steps sees crowded scenes and attends within cells only: shapes, which are slow to learn, are
 # learned in a third of the time; the rest learns to find the cells in the whole picture.
-BY_CELL_SHARE = 0.7
+BY_CELL_SHARE = 0.45
 # Starting sizes of positions and patches: of the same order, so that neither drowns the other.
 POSITION_SCALE = 0.7
 PATCH_SCALE = 5.0
@@ -256,6 +257,7 @@ def _write(tower: CLIPVisionModel, out: Path, facts: dict[str, object]) -> None:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     tower.save_pretrained(partial)
+    train_tokenizer(partial)  # beside the tower, so that a model can be built from this folder alone
     record = {"command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]), **facts}
     (partial / "tower.json").write_text(json.dumps(record, indent=2) + "\n")
     partial.rename(out)
@@ -265,7 +267,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--steps", type=int, default=1100, help="optimiser steps of 32 scenes")
+    parser.add_argument("--steps", type=int, default=1600, help="optimiser steps of 32 scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

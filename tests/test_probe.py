@@ -52,3 +52,23 @@ def test_positions_follow_the_image_wherever_it_stands() -> None:
     assert positions.vision[0].tolist() == list(range(2, 146))
     assert positions.text[0][positions.text_mask[0]].tolist() == list(range(146, 156))
     assert not positions.vision_mask[1].any() and not positions.text_mask[1].any()  # text only
+
+
+@torch.no_grad()
+def test_dense_attention_equals_eager() -> None:
+    from distill.attention import DENSE, additive_mask
+
+    decoder = random_model(300, IMAGE, num_key_value_heads=2).model.language_model
+    batch = _batch()
+    inputs = {
+        "inputs_embeds": torch.randn(*batch["input_ids"].shape, 64),
+        "attention_mask": additive_mask(batch["attention_mask"]),
+        "position_ids": batch["position_ids"],
+        "use_cache": False,
+    }
+    states = {}
+    for implementation in (DENSE, "eager"):
+        decoder.set_attn_implementation(implementation)
+        states[implementation] = decoder(**inputs).last_hidden_state
+    real = batch["segments"] >= 0
+    torch.testing.assert_close(states[DENSE][real], states["eager"][real], rtol=1e-4, atol=1e-4)

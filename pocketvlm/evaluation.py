@@ -1,0 +1,44 @@
+"""Accuracy of a checkpoint in torch: the reference that every artifact is held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.folders import finished_folder
+
+if TYPE_CHECKING:
+    from device_bench.config import BenchConfig
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, out: Path, config: BenchConfig, on_progress: Callable[[float, str], None] | None = None
+) -> Path:
+    """Ask a checkpoint the benchmark's questions and write `out`/eval.json and `out`/answers.jsonl.
+
+    Args:
+        checkpoint: folder in Hugging Face layout.
+        out: folder that shall exist only when it is complete.
+        config: which questions, and how many tokens an answer may have.
+        on_progress: told the share of questions answered.
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+    from device_bench.evaluate import evaluate, save_answers, scenes_questions, score
+    from vlm.runtimes import open_runtime
+
+    runtime = open_runtime(checkpoint, config.threads)
+    questions = scenes_questions(config.scenes)
+
+    def say(done: int, total: int) -> None:
+        if on_progress:
+            on_progress(done / total, f"{checkpoint.name}: question {done}/{total}")
+
+    samples = evaluate(runtime, questions, config.max_new_tokens, say)
+    with finished_folder(out) as folder:
+        save_answers(samples, folder / "answers.jsonl")
+        tree = {"accuracy": score(samples), "answers": "answers.jsonl", "scenes": config.scenes}
+        (folder / "eval.json").write_text(json.dumps(tree, indent=1) + "\n")
+    return out
