@@ -37,13 +37,13 @@ def reports(rows: list[dict[str, Any]]) -> list[str]:
         median = sorted(shares)[len(shares) // 2]
         if median < USELESS_SHARE:
             found.append(
-                f"The {name} term does nothing: its weighted gradient is {median:.2%} of the cross-entropy's (median over "
-                f"{len(seen)} probes). Raise its weight or use another distance."
+                f"The {name} term does nothing: its weighted gradient is {median:.2%} of the cross-entropy's (median "
+                f"over {len(seen)} probes). Raise its weight or use another distance."
             )
         first, last = seen[0][name]["value"], seen[-1][name]["value"]
         if first > 0 and last < COLLAPSED * first:
             found.append(
-                f"The {name} term collapsed: its value fell from {first:.2e} to {last:.2e}, which a free adapter reaches by "
-                "making both sides vanish. Use distance kl or cosine, or a smaller weight."
+                f"The {name} term collapsed: its value fell from {first:.2e} to {last:.2e}, which a free adapter "
+                "reaches by making both sides vanish. Use distance kl or cosine, or a smaller weight."
             )
     return found

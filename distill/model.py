@@ -132,7 +132,9 @@ class AlignKD(nn.Module):
                 seen["attention"], seen["student_attention"], self.adapters["attention"], rows
             )
         if vision:
-            mapped = F.linear(seen["tokens"], self.adapters["vision"], self.adapters["vision_bias"])  # P_V(E_T), [I, V, D_S]
+            mapped = F.linear(
+                seen["tokens"], self.adapters["vision"], self.adapters["vision_bias"]
+            )  # P_V(E_T), [I, V, D_S]
             scores = torch.zeros(mapped.shape[:2], device=mapped.device)  # [I, V]
             if vision.focus_weight:  # the batch's vision columns, in order, are the images' tokens, in order
                 where = seen["positions"]

@@ -1,4 +1,4 @@
-"""The distillation stage: train the student (and, beside it, the same student without a teacher) in worker processes."""
+"""The distillation stage: train the student, and beside it the same student without a teacher, in worker processes."""
 
 import json
 import subprocess
@@ -37,14 +37,18 @@ def run(config: DistillConfig, run_dir: Path, on_progress: Progress | None = Non
         for name, worker in workers.items():
             if worker.wait() != 0:
                 log = run_dir / f"{name}.log"
-                raise UserError(f"{run_dir / name}: training ended with code {worker.returncode}.\n{_tail(log)}Log: {log}")
+                raise UserError(
+                    f"{run_dir / name}: training ended with code {worker.returncode}.\n{_tail(log)}Log: {log}"
+                )
     finally:
         for worker in workers.values():
             worker.kill()
     return run_dir / "student"
 
 
-def _start(config: DistillConfig, run_dir: Path, name: str, lines: Queue[tuple[str, str | None]]) -> subprocess.Popen[str]:
+def _start(
+    config: DistillConfig, run_dir: Path, name: str, lines: Queue[tuple[str, str | None]]
+) -> subprocess.Popen[str]:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = run_dir / f"{name}.yaml"
     file.write_text(config.dump())
@@ -80,7 +84,9 @@ def _watch(lines: Queue[tuple[str, str | None]], names: list[str], on_progress: 
         event = json.loads(line)
         shares[name] = event["step"] / event["steps"]
         if on_progress:
-            on_progress(sum(shares.values()) / len(shares), f"{name}: {event['stage']} {event['step']}/{event['steps']}")
+            on_progress(
+                sum(shares.values()) / len(shares), f"{name}: {event['stage']} {event['step']}/{event['steps']}"
+            )
 
 
 def _tail(log: Path, lines: int = 3) -> str:

@@ -103,10 +103,8 @@ def build(config: DistillConfig) -> tuple[AlignKD, Path, Encoder]:
     return AlignKD(student, Teacher(teacher.model) if teacher else None, config, tower), tokenizer_folder, encoder
 
 
-def build_student(
-    config: DistillConfig, teacher: Checkpoint | None
-) -> tuple[LlavaForConditionalGeneration, Path]:
-    """The student (its vision tower taken over, its decoder random unless a checkpoint is given) and its tokenizer's folder."""
+def build_student(config: DistillConfig, teacher: Checkpoint | None) -> tuple[LlavaForConditionalGeneration, Path]:
+    """The student, its vision tower taken over, its decoder random unless a checkpoint is given; and its tokenizer."""
     if isinstance(config.student, str):
         checkpoint = load_checkpoint(Path(config.student))
         return checkpoint.model, checkpoint.folder
@@ -124,9 +122,7 @@ def build_student(
     text = {**sizes, "initializer_range": spread, "vocab_size": len(tokenizer), "pad_token_id": None}
     vision = tower.config.to_dict()
     torch.manual_seed(config.seed)
-    student = MobileVlmForConditionalGeneration(
-        tiny_config(vision, text, tokenizer.convert_tokens_to_ids("<image>"))
-    )
+    student = MobileVlmForConditionalGeneration(tiny_config(vision, text, tokenizer.convert_tokens_to_ids("<image>")))
     student.model.vision_tower.load_state_dict(tower.state_dict())
     return student, folder
 

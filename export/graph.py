@@ -1,4 +1,4 @@
-"""The model as the exporters see it: three small modules with plain tensors in and out, sharing the checkpoint's weights.
+"""The model as the exporters see it: three modules, plain tensors in and out, sharing the checkpoint's weights.
 
 `VisionEncoder`, `TokenEmbedding` and `Decoder` compute what the checkpoint computes (tests/test_graph.py); a format
 subclasses `Decoder` only to say where keys and values are kept.
@@ -55,7 +55,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Decoder(nn.Module):
-    """LLaMA decoder on embeddings; subclasses implement `attend`, which stores keys and values and attends to all so far.
+    """LLaMA decoder on embeddings; subclasses implement `attend`, which stores keys and values.
 
     Args:
         model: the checkpoint.
@@ -100,5 +100,5 @@ class Decoder(nn.Module):
 
 
 def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention of q [1, H, N, d] over k, v [1, KV, T, d] with mask [N, T]; KV heads are shared by H / KV query heads."""
+    """Attention of q [1, H, N, d] over k, v [1, KV, T, d] with mask [N, T]; KV heads are shared by H / KV heads."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])

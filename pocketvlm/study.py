@@ -56,7 +56,11 @@ def _markdown(rows: list[dict], difference: dict) -> str:
     for row, points in zip(rows, difference["avg"]["seeds"], strict=True):
         plain, distilled = (row[variant]["avg"]["score"] for variant in VARIANTS)
         lines.append(f"| {row['seed']} | {plain:.1f} | {distilled:.1f} | {points:+.1f} |")
-    lines += ["", "| family | difference | 95 % interval (seeds and images) | 95 % t interval (seeds) |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| family | difference | 95 % interval (seeds and images) | 95 % t interval (seeds) |",
+        "|---|---|---|---|",
+    ]
     for name, entry in difference.items():
         interval = "{:+.1f} to {:+.1f}".format(*entry["ci95"])
         t = "{:+.1f} to {:+.1f}".format(*entry["t_ci95"]) if entry["t_ci95"] else "needs two seeds"

@@ -19,7 +19,9 @@ class Letters:
 
 def _row(*turns: tuple[list[int], list[int]], image: bool = True) -> Row:
     prefix = [BOS, *([IMAGE] * 144 if image else [])]
-    return Row(prefix, [([*asked, *said], [IGNORE] * len(asked) + said) for asked, said in turns], "x" if image else None)
+    return Row(
+        prefix, [([*asked, *said], [IGNORE] * len(asked) + said) for asked, said in turns], "x" if image else None
+    )
 
 
 def _loss_terms(batch: dict, model: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:

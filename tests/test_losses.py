@@ -1,6 +1,5 @@
 """Each term equals its plain float64 formula, reaches the student and its adapter, and says when it is useless."""
 
-
 import pytest
 import torch
 
@@ -49,7 +48,10 @@ def test_attention_distance_equals_its_formula(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(DISTANCES))
 def test_attention_gradients_equal_finite_differences(kind: str) -> None:
     teacher = _attention(4)
-    student, head_map = _attention(3, seed=1).requires_grad_(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    student, head_map = (
+        _attention(3, seed=1).requires_grad_(),
+        torch.randn(3, 4, dtype=torch.float64, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(lambda s, w: DISTANCES[kind](teacher, s, w, ROWS), (student, head_map))
 
 

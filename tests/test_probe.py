@@ -26,7 +26,12 @@ def test_block_equals_eager_attention(layer: int, kv_heads: int) -> None:
     batch = _batch()
     mask = batch["attention_mask"]
     embeds = torch.randn(*batch["input_ids"].shape, 64)
-    inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": batch["position_ids"], "use_cache": False}
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": batch["position_ids"],
+        "use_cache": False,
+    }
     positions = find_positions(batch["input_ids"], mask, IMAGE)
     with capture_attention_inputs(decoder, layer) as read:
         decoder(**inputs)

@@ -20,7 +20,7 @@ class Config(BaseModel):
         """Read a YAML file and apply `key.sub=value` overrides (values are parsed as YAML).
 
         Raises:
-            UserError: the file is missing or not YAML, or a key or value is wrong; the message names file, key and value.
+            UserError: the file is missing or not YAML, a key or value is wrong; the message names all three.
         """
         if not path.is_file():
             raise UserError(f"{path}: no such configuration file. The built-in default is configs/tiny.yaml.")
@@ -67,7 +67,8 @@ def _explain(cls: type[BaseModel], source: str, problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _fields_at(cls, problem["loc"][:-1])
-        return f"{source}: unknown key {location!r}.{did_you_mean(str(problem['loc'][-1]), known)} Known: {', '.join(known)}."
+        hint = did_you_mean(str(problem["loc"][-1]), known)
+        return f"{source}: unknown key {location!r}.{hint} Known: {', '.join(known)}."
     return f"{source}: {location}: {problem['msg']} (found {problem['input']!r})."
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user must change: the message names the file, the value found, the value expected and the next step.
+    """Something the user must change: the message names the file, the value found, the one expected and the next step.
 
     The command line prints the message without a traceback and exits with 2.
     """

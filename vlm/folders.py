@@ -37,7 +37,9 @@ def finished_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(out.parent).free // 2**20
-        raise UserError(f"{out}: the disk is full ({free} MiB free). Free some space and run the command again.") from error
+        raise UserError(
+            f"{out}: the disk is full ({free} MiB free). Free some space and run the command again."
+        ) from error
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -117,7 +117,7 @@ def read_manifest(folder: Path, *, checksums: bool = False) -> Manifest:
         folder: the artifact.
         checksums: also compare every file's SHA-256 (sizes are always compared).
     Raises:
-        UserError: no manifest, an invalid one, a path that leaves the folder, a file that is missing, truncated or changed.
+        UserError: no manifest, an invalid one, a path that leaves the folder, a missing, truncated or changed file.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -139,6 +139,10 @@ def _verify(folder: Path, file: File, checksums: bool) -> None:
         raise UserError(f"{path}: missing, the manifest lists it. Export the artifact again.")
     found = path.stat().st_size
     if found != file.bytes:
-        raise UserError(f"{path}: {found} bytes found, {file.bytes} expected: truncated or changed. Export the artifact again.")
+        raise UserError(
+            f"{path}: {found} bytes found, {file.bytes} expected: truncated or changed. Export the artifact again."
+        )
     if checksums and (digest := sha256(path)) != file.sha256:
-        raise UserError(f"{path}: SHA-256 {digest[:16]}... found, {file.sha256[:16]}... expected. Export the artifact again.")
+        raise UserError(
+            f"{path}: SHA-256 {digest[:16]}... found, {file.sha256[:16]}... expected. Export the artifact again."
+        )

@@ -1,4 +1,4 @@
-"""Lazy plug-in lookup: a package's modules are its entries, so adding a loss, format, engine or benchmark is adding a file."""
+"""Lazy plug-in lookup: a package's modules are its entries, so a new format, engine or benchmark is a new file."""
 
 import difflib
 import importlib
@@ -16,7 +16,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def names(package: str) -> list[str]:
-    """List the entries of `package` without importing them; modules that start with an underscore or are `base` are none."""
+    """List the entries of `package` without importing them; `base` and names with a leading underscore are none."""
     root = importlib.import_module(package)
     found = (module.name for module in pkgutil.iter_modules(root.__path__))
     return sorted(name for name in found if not name.startswith("_") and name != "base")

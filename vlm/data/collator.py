@@ -99,7 +99,7 @@ def collate(rows: list[Row]) -> dict[str, Tensor]:
 
 def _shift(labels: Tensor, segments: Tensor) -> Tensor:
     """Put each label on the position that predicts it, within the turn; a turn's first label is predicted by the last
-    prefix position, which only a template without question (plain) needs: its single turn follows the prefix directly."""
+    prefix position, which only a template without question (plain) needs: its turn follows the prefix directly."""
     shifted = torch.full_like(labels, IGNORE)
     follows = (segments[:, 1:] == segments[:, :-1]) | (segments[:, :-1] == PREFIX)  # [B, N-1]
     shifted[:, :-1] = torch.where(follows, labels[:, 1:], shifted[:, 1:])

@@ -68,7 +68,7 @@ def scene_captions(start: int, count: int) -> Records:
 
 
 def scene_conversations(start: int, count: int, seed: int = 0) -> Records:
-    """The multi-task stage on the built-in scenes: about 24 questions an image, every second one's caption, prompt `v1`.
+    """The multi-task stage on the built-in scenes: about 24 questions an image, and every second one's caption; prompt `v1`.
 
     Args:
         start: seed of the first scene.

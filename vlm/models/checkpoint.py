@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face layout: model, processor, prompt template, and where in them a runtime finds its facts."""
+"""Checkpoints in Hugging Face layout: model, processor, prompt template, and what a runtime needs to know of them."""
 
 import json
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise UserError(f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student.")
+        raise UserError(
+            f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student."
+        )
     try:
         kind = json.loads(config_file.read_text()).get("model_type")
     except ValueError as error:
@@ -59,7 +61,9 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"{folder}: the weights cannot be read ({error}). Copy or train the checkpoint again.") from error
+        raise UserError(
+            f"{folder}: the weights cannot be read ({error}). Copy or train the checkpoint again."
+        ) from error
     return describe(folder, model)
 
 

@@ -26,5 +26,7 @@ def open_runtime(folder: Path, threads: int = 2) -> Runtime:
     try:
         module = load("vlm.runtimes", engine)
     except ModuleNotFoundError as error:
-        raise UserError(f"{folder}: needs {error.name}, which is not installed: pip install 'pocketvlm[{engine}]'.") from error
+        raise UserError(
+            f"{folder}: needs {error.name}, which is not installed: pip install 'pocketvlm[{engine}]'."
+        ) from error
     return module.open(folder, threads)

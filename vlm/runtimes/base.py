@@ -82,7 +82,9 @@ class Runtime(ABC):
     """One loaded model with a KV cache of one sequence."""
 
     engine: str
-    emulated: bool = False  # the engine interprets the artifact on a machine it was not made for: right answers, no speed
+    emulated: bool = (
+        False  # the engine interprets the artifact on a machine it was not made for: right answers, no speed
+    )
     folder: Path
     facts: Facts
 
@@ -130,7 +132,9 @@ class Runtime(ABC):
         if vision is None:
             return text
         if is_image.sum() != len(vision.tokens):
-            raise UserError(f"the prompt has {is_image.sum()} image positions, the image gave {len(vision.tokens)} tokens.")
+            raise UserError(
+                f"the prompt has {is_image.sum()} image positions, the image gave {len(vision.tokens)} tokens."
+            )
         embeds = np.array(text, dtype=np.float32)
         embeds[is_image] = vision.tokens
         return embeds
@@ -162,8 +166,12 @@ class Runtime(ABC):
             timings.vision_ms = (time.perf_counter() - encoded) * 1e3
         ids = self.prompt(question, has_image=vision is not None)
         if len(ids) + 1 > self.facts.context_length:
-            raise UserError(f"the prompt has {len(ids)} tokens, the context holds {self.facts.context_length}. Shorten it.")
-        tokens = self.generate(ids, vision, min(max_new_tokens, self.facts.context_length - len(ids)), timings, start, on_text)
+            raise UserError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.facts.context_length}. Shorten it."
+            )
+        tokens = self.generate(
+            ids, vision, min(max_new_tokens, self.facts.context_length - len(ids)), timings, start, on_text
+        )
         return Answer(self.tokenizer.decode(tokens), tokens, timings)
 
     def generate(
