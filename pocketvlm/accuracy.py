@@ -16,7 +16,7 @@ def write(run_dir: Path, out: Path, allow_drift: bool) -> Path:
     excludes the bar, so that chance alone does not fail it.
 
     Args:
-        run_dir: the run folder with student/eval.json and results/.
+        run_dir: the run folder with evaluations/ and results/.
         out: the file to write: per artifact the points lost or won with their interval, the bar and the verdict.
         allow_drift: what fails is recorded, but is no problem.
     Raises:
@@ -55,7 +55,7 @@ def _problem(name: str, entry: dict[str, Any]) -> str:
 def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any]:
     from device_bench.evaluate import load_answers
     from device_bench.report.artifacts import accuracy_bar
-    from device_bench.stats import paired_difference
+    from device_bench.report.compare import checkpoint_answers, difference
 
     bar = accuracy_bar(result["artifact"]["precision"])
     unknown = {"points": None, "ci95": None, "bar": bar, "passed": None}
@@ -63,15 +63,11 @@ def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any
         return {**unknown, "reason": f"the measurement is invalid: {result['invalid_because']}"}
     if not result["answers"]:
         return {**unknown, "reason": result["reasons"].get("accuracy", "no answers were recorded")}
-    reference = {(s.family, s.id): s for s in load_answers(_answers_of(student))}
-    answers = {(s.family, s.id): s for s in load_answers(path.parent / result["answers"])}
-    common = sorted(reference.keys() & answers.keys())
-    if not common:
-        return {**unknown, "reason": "no question in common with the student's answers"}
-    found = paired_difference([reference[key] for key in common], [answers[key] for key in common])["avg"]
+    reference = checkpoint_answers(student)
+    if reference is None:
+        return {**unknown, "reason": "the student was not evaluated"}
+    found, why = difference(reference, load_answers(path.parent / result["answers"]))
+    if found is None:
+        return {**unknown, "reason": why}
     passed = max(found["points"], found["ci95"][1]) >= bar
     return {"points": found["points"], "ci95": found["ci95"], "bar": bar, "passed": passed, "reason": None}
-
-
-def _answers_of(checkpoint: Path) -> Path:
-    return checkpoint / json.loads((checkpoint / "eval.json").read_text())["answers"]

@@ -20,8 +20,14 @@ def code_version(entries: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted({file for module in reachable(entries) for file in _files(module)}):
-        digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def file_hash(path: Path) -> str:
+    """Return a source file's SHA-256, read once: what a process runs is what it read when it began."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def reachable(entries: Iterable[str]) -> set[str]:

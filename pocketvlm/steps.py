@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pocketvlm.pipeline import RunConfig
 
 # Seconds on two cores, for the remaining time of a first run; afterwards the stamps know better.
-EXPECTED_S = {"distill": 330, "bench": 25, "check": 2, "report": 8}
+EXPECTED_S = {"distill": 330, "evaluate": 30, "bench": 25, "check": 2, "report": 8}
 EXPORT_S = {"onnx": 15, "executorch": 35, "coreml": 25, "gguf": 10}
 
 
@@ -26,6 +26,7 @@ def road(config: RunConfig, run_dir: Path) -> list[Step]:
     results = tuple(f"bench-{name}" for name in names)
     return [
         distill(config.distill, run_dir),
+        *(evaluate(config, run_dir, student) for student in students(config.distill)),
         *(export(config, run_dir, target) for target in targets),
         *(bench(config, run_dir, target) for target in targets),
         check(config, run_dir, results),
@@ -45,7 +46,7 @@ def distill(config: DistillConfig, run_dir: Path) -> Step:
         "input files": input_files(named_paths(config)),
         "code": code_version(["distill.run", "distill.worker", *entries_of("distill.losses")]),
     }
-    names = ("student", "undistilled") if config.undistilled else ("student",)
+    names = students(config)
 
     def build(on_progress: OnProgress) -> list[Path]:
         from distill.run import run
@@ -57,6 +58,11 @@ def distill(config: DistillConfig, run_dir: Path) -> Step:
     return Step("distill", products, build, EXPECTED_S["distill"])
 
 
+def students(config: DistillConfig) -> tuple[str, ...]:
+    """Names of the checkpoints that distillation leaves."""
+    return ("student", "undistilled") if config.undistilled else ("student",)
+
+
 def named_paths(config: DistillConfig) -> dict[str, str | None]:
     """Configuration key -> file or folder that distillation reads."""
     paths = {"distill.teacher": config.teacher, "distill.vision": config.vision}
@@ -66,6 +72,24 @@ def named_paths(config: DistillConfig) -> dict[str, str | None]:
         paths[f"distill.stages.{number}.data.records"] = stage.data.records
         paths[f"distill.stages.{number}.data.images"] = stage.data.images
     return paths
+
+
+def evaluate(config: RunConfig, run_dir: Path, student: str) -> Step:
+    """A student's answers in torch: what its artifacts are held against."""
+    settings = config.bench.model_dump(mode="json", include={"tasks", "scenes", "max_new_tokens", "threads"})
+    inputs = {
+        "configuration": text_hash(settings),
+        "code": code_version(["pocketvlm.evaluation", "vlm.runtimes.torch", *entries_of("device_bench.tasks")]),
+    }
+    folder = run_dir / "evaluations" / student
+
+    def build(on_progress: OnProgress) -> list[Path]:
+        from pocketvlm.evaluation import evaluate_checkpoint
+
+        return [evaluate_checkpoint(run_dir / student, folder, config.bench, on_progress)]
+
+    products = (Product(f"evaluate-{student}", inputs, (student,), folder),)
+    return Step(f"evaluate {student}", products, build, EXPECTED_S["evaluate"])
 
 
 def export(config: RunConfig, run_dir: Path, target: str) -> Step:
@@ -118,13 +142,14 @@ def check(config: RunConfig, run_dir: Path, needs: tuple[str, ...]) -> Step:
     def build(on_progress: OnProgress) -> list[Path]:
         return [accuracy.write(run_dir, verdict, config.export.allow_drift)]
 
-    products = (Product("check", inputs, ("student", *needs), verdict),)
+    products = (Product("check", inputs, ("evaluate-student", *needs), verdict),)
     return Step("check accuracy", products, build, EXPECTED_S["check"], tolerant=True)
 
 
 def report(config: RunConfig, run_dir: Path, needs: tuple[str, ...]) -> Step:
     """The report on everything above."""
-    both = ("student", "undistilled") if config.distill.undistilled else ("student",)
+    names = students(config.distill)
+    models = (*names, *(f"evaluate-{name}" for name in names))
     inputs = {
         "configuration": text_hash(config.model_dump(mode="json")),
         "code": code_version(["device_bench.report", *entries_of("device_bench.report")]),
@@ -135,7 +160,7 @@ def report(config: RunConfig, run_dir: Path, needs: tuple[str, ...]) -> Step:
 
         return [write(run_dir, run_dir / "report")]
 
-    products = (Product("report", inputs, (*both, *needs), run_dir / "report"),)
+    products = (Product("report", inputs, (*models, *needs), run_dir / "report"),)
     return Step("report", products, build, EXPECTED_S["report"], tolerant=True)
 
 

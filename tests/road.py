@@ -18,7 +18,7 @@ from pocketvlm.progress import Progress
 from vlm.folders import finished_folder
 
 TARGETS = ["onnx:fp32", "gguf:q4_0"]
-STAGES = ("distill.run", "export.run", "device_bench.run", "device_bench.report.write")
+STAGES = ("distill.run", "pocketvlm.evaluation", "export.run", "device_bench.run", "device_bench.report.write")
 
 
 def config(**changes: object) -> RunConfig:
@@ -44,6 +44,7 @@ def install(run_dir: Path, fail: str = "") -> None:
     fakes = Fakes(run_dir, fail)
     contents = (
         SimpleNamespace(run=fakes.distill),
+        SimpleNamespace(evaluate_checkpoint=fakes.evaluate),
         SimpleNamespace(export_one=fakes.export),
         SimpleNamespace(bench_one=fakes.bench),
         SimpleNamespace(write=fakes.report),
@@ -92,6 +93,11 @@ class Fakes:
             if not (run_dir / name).exists():
                 self.make(name, run_dir / name)
         return run_dir / "student"
+
+    def evaluate(self, checkpoint: Path, out: Path, config: object, on_progress: OnProgress) -> Path:
+        """One student's answers."""
+        assert (checkpoint / "content").is_file()
+        return self.make(f"evaluate-{checkpoint.name}", out)
 
     def export(self, checkpoint: Path, target: str, out: Path, config: object, on_progress: object) -> Path:
         """One artifact."""

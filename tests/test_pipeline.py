@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 STUDENTS = ["student", "undistilled"]
 EXPORTS = ["export-onnx-fp32", "export-gguf-q4_0"]
 BENCHES = ["bench-onnx-fp32", "bench-gguf-q4_0"]
-ALL = [*STUDENTS, *EXPORTS, *BENCHES, "report"]
+EVALUATIONS = ["evaluate-student", "evaluate-undistilled"]
+ALL = [*STUDENTS, *EVALUATIONS, *EXPORTS, *BENCHES, "report"]
 
 
 @pytest.fixture
@@ -54,8 +55,9 @@ def test_config_yaml_is_the_run_and_builds_an_equal_one(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("deleted", "rebuilt"),
     [
-        ("student", ["student", *EXPORTS, *BENCHES, "report"]),
-        ("undistilled", ["undistilled", "report"]),
+        ("student", ["student", "evaluate-student", *EXPORTS, *BENCHES, "report"]),
+        ("undistilled", ["undistilled", "evaluate-undistilled", "report"]),
+        ("evaluations/student", ["evaluate-student", "report"]),
         ("artifacts/onnx-fp32", ["export-onnx-fp32", "bench-onnx-fp32", "report"]),
         ("results/local/gguf-q4_0.json", ["bench-gguf-q4_0", "report"]),
         ("report", ["report"]),
@@ -88,8 +90,8 @@ def test_a_changed_section_rebuilds_its_stage_and_what_follows(
 def test_changed_code_rebuilds_only_what_runs_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     road.walk(run_dir)
     changed = sources.source("vlm.runtimes.onnx")
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + (b"#" if path == changed else b""))
+    real = sources.file_hash
+    monkeypatch.setattr(sources, "file_hash", lambda path: "other" if path == changed else real(path))
     built = road.walk(run_dir)[0]
     assert "bench-onnx-fp32" in built and "student" not in built
 
@@ -124,7 +126,7 @@ def test_a_leftover_of_other_inputs_is_not_resumed(run_dir: Path) -> None:
 def test_a_failed_check_keeps_the_rest_going_and_is_tried_again(run_dir: Path) -> None:
     built, outcomes, problems = road.walk(run_dir, fail="export-onnx-fp32")
     assert problems == ["export-onnx-fp32 is wrong"]
-    assert built == [*STUDENTS, *EXPORTS, "bench-gguf-q4_0", "report"]
+    assert built == [*STUDENTS, *EVALUATIONS, *EXPORTS, "bench-gguf-q4_0", "report"]
     assert [o.state for o in outcomes if o.step == "measure onnx:fp32"] == ["left out"]
     built, _, problems = road.walk(run_dir)
     assert built == ["export-onnx-fp32", "bench-onnx-fp32", "report"] and problems == []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from device_bench.evaluate import load_answers
-from device_bench.report.sources import Record, read_json
+from device_bench.report.sources import Record, evaluation_folder, read_json
 from device_bench.stats import paired_difference
 from device_bench.tasks.base import Sample
 from vlm.errors import UserError
@@ -17,8 +17,9 @@ _ORDER = ("lost", "gained", "other")
 
 def checkpoint_answers(checkpoint: Path) -> list[Sample] | None:
     """The answers that a checkpoint's eval.json points to, None where it was not evaluated."""
-    evaluation = read_json(checkpoint / "eval.json")
-    path = checkpoint / evaluation.get("answers", "answers.jsonl") if evaluation else None
+    folder = evaluation_folder(checkpoint)
+    evaluation = read_json(folder / "eval.json")
+    path = folder / evaluation.get("answers", "answers.jsonl") if evaluation else None
     return load_answers(path) if path and path.is_file() else None
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from device_bench.report.compare import checkpoint_answers, difference
-from device_bench.report.sources import Record, find_checkpoint, parameters, read_config, read_json
+from device_bench.report.sources import Record, evaluation_folder, find_checkpoint, parameters, read_config, read_json
 
 
 def teacher_folder(run: Path) -> Path | None:
@@ -26,7 +26,7 @@ def _model(folder: Path | None, absent: str) -> Record:
         empty = dict.fromkeys(("params", "params_by_part", "accuracy"))
         return {**empty, "reasons": dict.fromkeys(empty, absent)}
     parts = parameters(folder)
-    evaluation = read_json(folder / "eval.json") or {}
+    evaluation = read_json(evaluation_folder(folder) / "eval.json") or {}
     record: Record = {
         "params": sum(parts.values()) if parts else None,
         "params_by_part": parts,

@@ -37,6 +37,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON ({error}). Delete it and run the stage that writes it again.") from error
 
 
+def evaluation_folder(checkpoint: Path) -> Path:
+    """Where a checkpoint's eval.json lies: in evaluations/ beside it, as runs have it, or in the checkpoint itself."""
+    beside = checkpoint.parent / "evaluations" / checkpoint.name
+    return beside if beside.is_dir() else checkpoint
+
+
 def read_config(folder: Path) -> Record:
     """The run's config.yaml as a plain tree, empty where there is none."""
     path = folder / "config.yaml"
