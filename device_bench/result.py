@@ -10,6 +10,7 @@ from typing import Any
 from device_bench.config import BenchConfig
 from device_bench.measure import latency_stats, summarise
 from device_bench.telemetry import Identity
+from device_bench.worker import TRAINING_LIBRARIES
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import sha256, write_atomic
 from vlm.manifest import MANIFEST, read_manifest
@@ -46,7 +47,7 @@ class Recorder:
         self._values: dict[str, Any] = dict.fromkeys(MEASURED)
         self._reasons = {"energy_j": "this machine has no power sensor that the bench reads"}
         self._raw: dict[str, Any] = {"load_ms": []}
-        self._imported: dict[str, bool] = {}
+        self._imported: dict[str, bool | None] = dict.fromkeys(TRAINING_LIBRARIES)  # None until a process has told
         self._state: dict[str, Any] = {"before": None, "after": None}
         self._notes: list[str] = []
         self._engine: str | None = None
@@ -67,7 +68,7 @@ class Recorder:
         """
         self._engine, self._emulated = found["engine"], found["emulated"]
         for library, seen in found["imported"].items():
-            self._imported[library] = self._imported.get(library, False) or seen
+            self._imported[library] = self._imported[library] or seen
         getattr(self, f"_record_{kind}")(found)
         foreign = [library for library in FORBIDDEN if self._imported[library]]
         if foreign and self._engine != "torch":

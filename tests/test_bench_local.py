@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -24,7 +25,7 @@ from vlm.errors import CheckFailed, UserError
 from vlm.manifest import Manifest, Precision, Preprocessing, list_files
 from vlm.runtimes.base import Runtime
 
-QUICK = {"iterations": 3, "warmup": 1, "cold_loads": 2, "decode_tokens": 5, "scenes": 2, "tasks": []}
+QUICK: dict[str, Any] = {"iterations": 3, "warmup": 1, "cold_loads": 2, "decode_tokens": 5, "scenes": 2, "tasks": []}
 
 
 @pytest.fixture
@@ -70,16 +71,16 @@ def artifact(tmp_path: Path, name: str = "fake-fp32", context_length: int = 256,
     return folder
 
 
-def measure(folder: Path, **settings: object) -> dict[str, object]:
+def measure(folder: Path, **settings: object) -> dict[str, Any]:
     path = bench_one(folder, BenchConfig(**{**QUICK, **settings}), folder.parent / "results")
     return dict(json.loads(path.read_text()))
 
 
-def read_result(folder: Path) -> dict[str, object]:
+def read_result(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder.parent / "results" / "local" / f"{folder.name}.json").read_text()))
 
 
-def processes(tmp_path: Path) -> list[dict[str, object]]:
+def processes(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "processes").read_text().splitlines()]
 
 
@@ -94,7 +95,7 @@ def test_a_result_is_the_summary_of_the_samples_beside_it(tmp_path: Path) -> Non
     assert len(samples["load_ms"]) == 2
     assert result["valid"] is True and result["invalid_because"] is None
     assert result["imported"] == {"torch": False, "transformers": False, "deepspeed": False}
-    assert {"energy_j", "accuracy"} <= result["reasons"].keys()  # type: ignore[attr-defined]
+    assert {"energy_j", "accuracy"} <= result["reasons"].keys()
 
 
 @pytest.mark.usefixtures("fake_engine")
@@ -148,7 +149,7 @@ def test_an_artifact_whose_process_imports_torch_is_invalid(tmp_path: Path) -> N
         measure(folder)
     result = read_result(folder)
     assert result["valid"] is False and "imported torch" in str(result["invalid_because"])
-    assert result["imported"]["torch"] is True  # type: ignore[index]
+    assert result["imported"]["torch"] is True
 
 
 @pytest.mark.usefixtures("fake_engine")
@@ -159,14 +160,14 @@ def test_a_crash_names_artifact_signal_and_log(tmp_path: Path, name: str, hint: 
         measure(folder)
     result = read_result(folder)
     assert result["valid"] is False and name in str(result["invalid_because"])
-    assert result["vision_ms"] is None and name in result["reasons"]["vision_ms"]  # type: ignore[index]
+    assert result["vision_ms"] is None and name in result["reasons"]["vision_ms"]
 
 
 @pytest.mark.usefixtures("fake_engine")
 def test_one_artifact_that_crashes_does_not_keep_the_others_from_being_measured(tmp_path: Path) -> None:
     folders = [artifact(tmp_path, "bad-fp32", signal="SIGABRT"), artifact(tmp_path, "good-fp32")]
     with pytest.raises(CheckFailed, match=r"^bad-fp32.*SIGABRT"):
-        run(BenchConfig(**QUICK), folders, tmp_path / "results")  # type: ignore[arg-type]
+        run(BenchConfig(**QUICK), folders, tmp_path / "results")
     assert read_result(folders[1])["valid"] is True
 
 
@@ -193,7 +194,7 @@ def test_an_emulated_engine_gets_accuracy_but_no_speed_and_no_memory(tmp_path: P
     result = measure(artifact(tmp_path, emulated="yes"), tasks=["scenes"])
     for name in ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb"):
         assert result[name] is None
-        assert result["reasons"][name].startswith("needs macOS: ")  # type: ignore[index]
+        assert result["reasons"][name].startswith("needs macOS: ")
     assert result["accuracy"] is not None and result["valid"] is True
     assert len(processes(tmp_path)) == 2
 
@@ -208,7 +209,7 @@ def test_what_an_engine_prints_goes_to_the_log_and_disturbs_nothing(tmp_path: Pa
 def test_progress_only_grows_and_ends_at_one(tmp_path: Path) -> None:
     seen: list[float] = []
     folders = [artifact(tmp_path, "a-fp32"), artifact(tmp_path, "b-fp32")]
-    config = BenchConfig(**{**QUICK, "cold_loads": 1, "tasks": ["scenes"]})  # type: ignore[arg-type]
+    config = BenchConfig(**{**QUICK, "cold_loads": 1, "tasks": ["scenes"]})
     run(config, folders, tmp_path / "results", lambda done, text: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)
@@ -231,18 +232,30 @@ def test_two_artifacts_of_one_name_and_unknown_tasks_are_refused(tmp_path: Path)
         run(BenchConfig(tasks=["scene"]), folders[:1], tmp_path / "results")
 
 
+def latency_found(**found: Any) -> dict[str, Any]:
+    """What a latency pass of one iteration finds on a machine with a thermometer."""
+    names = ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms")
+    state = {"temperature_c": {"zone": 40.0}, "reasons": {}}
+    imported = {"torch": False, "transformers": False, "deepspeed": False}
+    whole = {"engine": "onnx", "emulated": False, "imported": imported, "before": state, "after": state}
+    return {**whole, "samples": {name: [1.0] for name in names}, "others_share": 0.0, **found}
+
+
 @pytest.mark.parametrize(("share", "noted"), [(0.2, False), (0.3, True)])
 def test_latencies_of_a_busy_machine_are_marked_but_valid(tmp_path: Path, share: float, noted: bool) -> None:
     recorder = Recorder(artifact(tmp_path), BenchConfig(), identify_host(), tmp_path / "results")
-    names = ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms")
-    one = {name: [1.0] for name in names}
-    state = {"temperature_c": {"zone": 40.0}, "reasons": {}}
-    found = {"engine": "onnx", "emulated": False, "imported": {"torch": False, "transformers": False}, "samples": one}
-    recorder.record("latency", {**found, "others_share": share, "before": state, "after": state})
+    recorder.record("latency", latency_found(others_share=share))
     result = json.loads(recorder.write().read_text())
     assert result["valid"] is True
     assert any("busy" in note for note in result["notes"]) == noted
     assert result["thermal"] == {"before_c": {"zone": 40.0}, "after_c": {"zone": 40.0}}
+
+
+def test_a_checkpoint_may_import_torch(tmp_path: Path) -> None:
+    recorder = Recorder(artifact(tmp_path), BenchConfig(), identify_host(), tmp_path / "results")
+    imported = {"torch": True, "transformers": True, "deepspeed": False}
+    recorder.record("latency", latency_found(engine="torch", imported=imported))
+    assert json.loads(recorder.write().read_text())["imported"] == imported
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class LocalDevice(Device):
 
     spec = "local"
 
-    def __init__(self) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="pocketvlm-bench-"))
+    @cached_property
+    def _scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="pocketvlm-bench-"))
 
     def identify(self) -> Identity:
         """Identify this machine."""
@@ -63,8 +65,9 @@ class LocalDevice(Device):
             shutil.move(self._scratch / name, to)
 
     def clean_up(self) -> None:
-        """Remove the scratch folder."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        """Remove the scratch folder, if a pass ran."""
+        if "_scratch" in vars(self):
+            shutil.rmtree(self.__dict__.pop("_scratch"), ignore_errors=True)
 
 
 def open(target: str) -> LocalDevice:
