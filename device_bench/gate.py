@@ -118,7 +118,8 @@ def read_report(path: Path) -> tuple[Record, Path]:
 
 
 def slim(report: Record) -> Record:
-    """The part of a report that a baseline in git needs: what the gate reads, without paths to samples and answers."""
+    """The part of a report that a baseline in git needs: what the gate and README.md's figures are made from, without
+    paths to samples and answers."""
     artifacts = [
         {
             **{key: artifact.get(key) for key in ARTIFACT_KEYS},
@@ -126,11 +127,11 @@ def slim(report: Record) -> Record:
         }
         for artifact in report["artifacts"]
     ]
-    student = ((report.get("models") or {}).get("student") or {}).get("accuracy")
+    models = {who: {"accuracy": model["accuracy"]} for who, model in report["models"].items() if model.get("accuracy")}
     return {
         "schema": 1,
         "run": report.get("run"),
-        "models": {"student": {"accuracy": student} if student else None},
+        "models": models,
         "artifacts": artifacts,
         "gate": None,
     }
