@@ -5,18 +5,16 @@ embed_tokens.mlpackage     input_ids -> inputs_embeds
 decoder.mlpackage          inputs_embeds, causal_mask, states key_cache and value_cache -> logits
 """
 
-import logging
+import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
 import numpy as np
 import torch
-from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 from torch import nn
 
 from export._coreml_modules import CoreMlDecoder
@@ -25,9 +23,10 @@ from export.graph import TokenEmbedding, VisionEncoder
 from vlm.errors import CheckFailed
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
-from vlm.runtimes._mil import block_of, constants, read_spec
+from vlm.runtimes._mil import block_of, constants, coremltools, read_spec
 from vlm.runtimes.coreml import DECODER, EMBEDDING, VISION
 
+ct = coremltools()
 ENGINE = "coreml"
 PRECISIONS = ("fp16", "int4")
 BLOCK = 32  # weights that share a scale in int4
@@ -147,16 +146,17 @@ def _convert(module: nn.Module, example: tuple[torch.Tensor, ...], **interface: 
 
 def _quantize(model: Any, file: str) -> Any:
     """Quantize what `linear`, `conv` and `gather` multiply with or read; rotary tables and biases are none of these."""
-    in_blocks = OpLinearQuantizerConfig(
+    optimize = ct.optimize.coreml
+    in_blocks = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=BLOCK, weight_threshold=0
     )
-    by_channel = OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
+    by_channel = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
     kinds = {
         VISION: {"linear": by_channel, "conv": by_channel},
         EMBEDDING: {"gather": in_blocks},
         DECODER: {"linear": in_blocks},
     }
-    return linear_quantize_weights(model, OptimizationConfig(op_type_configs=kinds[file]))
+    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds[file]))
 
 
 def _left_out(folder: Path) -> list[str]:
@@ -170,15 +170,9 @@ def _left_out(folder: Path) -> list[str]:
     return [f"These kept float16, their rows are no multiple of {BLOCK}: {', '.join(sorted(plain))}."] if plain else []
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence coremltools' progress bars and its remark on torch's version; errors are raised, not logged."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    """Hide coremltools' progress bars and warnings; what goes wrong is raised."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        yield

@@ -4,11 +4,12 @@ It executes the operations that are in the file on the weights that are in the f
 Apple's kernels, their float16 accumulation or their speed.
 """
 
+import importlib
 import json
+import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ _DTYPES |= {"INT16": np.int16, "UINT16": np.uint16, "BOOL": np.bool_, "INT64": n
 _STATEFUL = ("read_state", "write_state", "coreml_update_state")
 
 
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Let coremltools be imported without torch: it would import torch and transformers only because they are there."""
-    blocked = {"torch", "transformers", "sklearn", "tensorflow"} - sys.modules.keys()
-    if "torch" in sys.modules:  # an exporting process, which has it anyway and needs coremltools whole
-        blocked = set()
+@cache
+def coremltools() -> Any:
+    """Import coremltools, without its remarks on versions, and without torch unless the process has it already.
+
+    coremltools imports torch, transformers and scikit-learn only because they are installed; reading a program needs
+    none of them. An exporting process has imported torch before and gets coremltools whole.
+    """
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    blocked = (
+        set() if "torch" in sys.modules else {"torch", "transformers", "sklearn", "tensorflow"} - sys.modules.keys()
+    )
     sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]  # None makes an import fail
     try:
-        yield
+        return importlib.import_module("coremltools")
     finally:
         for name in blocked:
             sys.modules.pop(name, None)
@@ -49,12 +55,10 @@ def read_spec(package: Path) -> Any:
     Raises:
         UserError: the package is incomplete or holds no ML program.
     """
-    with _without_torch():
-        from coremltools.proto import Model_pb2
     try:
         index = json.loads((package / "Manifest.json").read_text())
         path = package / "Data" / index["itemInfoEntries"][index["rootModelIdentifier"]]["path"]
-        spec = Model_pb2.Model.FromString(path.read_bytes())
+        spec = coremltools().proto.Model_pb2.Model.FromString(path.read_bytes())
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{package}: not a complete .mlpackage ({error}). Export the artifact again.") from error
     if not spec.HasField("mlProgram"):
@@ -78,7 +82,7 @@ class Constants:
     def value(self, value: Any) -> Any:
         """Decode a MIL `Value`: an array as it is stored (float16, int8; int4 as int8), or a string."""
         kind = value.type.tensorType
-        name = _type_name(kind.dataType)
+        name = coremltools().proto.MIL_pb2.DataType.Name(kind.dataType)
         shape = [dimension.constant.size for dimension in kind.dimensions]
         if value.WhichOneof("value") == "blobFileValue":
             return _decode(self._blob(value.blobFileValue), name, shape)
@@ -99,12 +103,6 @@ class Constants:
             raise UserError(f"{self._folder / name}: no tensor at byte {reference.offset}. Export the artifact again.")
         start, size = int(start_low) | int(start_high) << 32, int(low) | int(high) << 32
         return file[start : start + size]
-
-
-def _type_name(kind: int) -> str:
-    with _without_torch():
-        from coremltools.proto import MIL_pb2
-    return str(MIL_pb2.DataType.Name(kind))
 
 
 def _decode(raw: np.ndarray, name: str, shape: list[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from vlm.errors import UserError
 from vlm.manifest import read_manifest
-from vlm.runtimes._mil import Program
+from vlm.runtimes._mil import Program, coremltools
 from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
 
 VISION = "vision_encoder.mlpackage"
@@ -70,9 +70,7 @@ class _AppleProgram:
     """A program in Apple's runtime. Not exercised by the tests: they run where macOS is not."""
 
     def __init__(self, package: Path) -> None:
-        import coremltools
-
-        self._model: Any = coremltools.models.MLModel(str(package))
+        self._model: Any = coremltools().models.MLModel(str(package))
         self.reset()
 
     def reset(self) -> None:
