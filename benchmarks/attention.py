@@ -66,24 +66,24 @@ def training_step(model: LlamaModel, embeds: Tensor, mask: Tensor) -> None:
     states.float().square().mean().backward()
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def milliseconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of one call, and the processors' time, which other programs lengthen less."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
 
 
-def measure(sizes: Student, batch: int, length: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of `repeats` training steps with each attention, taking turns so that both meet the same load."""
+def measure(sizes: Student, batch: int, length: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Both times of `repeats` training steps with each attention, taking turns so that both meet the same load."""
     model, mask = build(sizes), visible(batch, length)
     embeds = torch.randn(batch, length, sizes.hidden_size, requires_grad=True)  # [B, N, D]
-    times: dict[str, list[float]] = {SDPA: [], DENSE: []}
+    times: dict[str, list[tuple[float, float]]] = {SDPA: [], DENSE: []}
     for index in range(-WARM_UP, repeats):
         for name, taken in times.items():
             model.set_attn_implementation(name)
-            ms = milliseconds(lambda: training_step(model, embeds, mask))
+            both = milliseconds(lambda: training_step(model, embeds, mask))
             if index >= 0:
-                taken.append(ms)
+                taken.append(both)
     return times
 
 
@@ -99,7 +99,7 @@ def step_flops(sizes: Student, batch: int, length: int) -> int:
 def peak_flops() -> float:
     """Operations per second of one large bfloat16 product, the best of a few."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).bfloat16() for _ in range(2))
-    best = min(milliseconds(lambda: a @ b) for _ in range(PEAK_REPEATS + 1))
+    best = min(milliseconds(lambda: a @ b)[0] for _ in range(PEAK_REPEATS + 1))
     return 2 * PEAK_SIZE**3 / best * 1e3
 
 
@@ -124,12 +124,19 @@ def main() -> None:
         f"heads, intermediate {sizes.intermediate_size}; {arguments.batch} x {arguments.length} tokens, bfloat16 "
         f"autocast, {arguments.threads} thread(s), {arguments.repeats} repeats, load average {os.getloadavg()[0]:.1f}"
     )
+    for kind, index in (("wall", 0), ("CPU", 1)):
+        show(kind, {name: [both[index] for both in taken] for name, taken in times.items()}, bound)
+    print(f"lower bound {bound:.1f} ms: the step's matrix products at {peak / 1e9:.0f} GFLOP/s")
+
+
+def show(kind: str, times: dict[str, list[float]], bound: float) -> None:
+    """Print medians, spreads and the ratio of one kind of time; `bound` is the lower bound in milliseconds."""
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     for name, taken in times.items():
         spread = f"{min(taken):.1f} to {max(taken):.1f}"
-        print(f"{name:6} median {medians[name]:7.1f} ms ({spread}), {medians[name] / bound:.1f} times the lower bound")
-    print(f"{SDPA} / {DENSE}: {medians[SDPA] / medians[DENSE]:.2f}")
-    print(f"lower bound {bound:.1f} ms: the step's matrix products at {peak / 1e9:.0f} GFLOP/s")
+        ratio = medians[name] / bound
+        print(f"{kind:4} {name:5} median {medians[name]:7.1f} ms ({spread}), {ratio:.1f} times the lower bound")
+    print(f"{kind:4} {SDPA} / {DENSE}: {medians[SDPA] / medians[DENSE]:.2f}")
 
 
 if __name__ == "__main__":
