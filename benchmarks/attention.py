@@ -27,7 +27,7 @@ PREFIX = 146  # bos, vision tokens and the words around them
 TURN = 14  # tokens of a question with its answer
 WARM_UP = 2
 PEAK_SIZE = 1024  # rows and columns of the product that gives the peak
-PEAK_REPEATS = 5
+PEAK_REPEATS = 10
 LEAST_REPEATS = 10
 
 
@@ -97,9 +97,9 @@ def step_flops(sizes: Student, batch: int, length: int) -> int:
 
 
 def peak_flops() -> float:
-    """Operations per second of one large bfloat16 product, the best of a few."""
+    """Operations per second of one large bfloat16 product, the best of a few by the processors' time per thread."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).bfloat16() for _ in range(2))
-    best = min(milliseconds(lambda: a @ b)[0] for _ in range(PEAK_REPEATS + 1))
+    best = min(milliseconds(lambda: a @ b)[1] for _ in range(PEAK_REPEATS + 1)) / torch.get_num_threads()
     return 2 * PEAK_SIZE**3 / best * 1e3
 
 
