@@ -54,6 +54,49 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 @contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Send all that this process and its children print, engines in C++ included, to a file instead of the terminal.
+
+    An error other than the expected two gets a note that names the file.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    except (CheckFailed, UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        error.add_note(f"What was printed before is in {log}.")
+        raise
+    finally:
+        _flush()
+        for number, descriptor in enumerate(kept, 1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what libraries print off the terminal; --debug shows it, and when something goes wrong a file keeps it."""
+    if "--debug" in sys.argv:
+        yield
+        return
+    log = Path(tempfile.gettempdir()) / f"pocketvlm-output-{os.getpid()}.log"
+    with output_to(log):
+        yield
+    log.unlink(missing_ok=True)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+@contextmanager
 def exit_codes(debug: bool = False) -> Iterator[None]:
     """Turn what went wrong into one message on stderr and an exit code.
 
@@ -121,6 +164,7 @@ def _crashed(error: BaseException, debug: bool) -> None:
         where = f"The traceback is in {log}; `pocketvlm --debug ...` prints it."
     except OSError:
         where = "`pocketvlm --debug ...` prints the traceback."
-    fault = f"{type(error).__name__}: {error}\nThis is a fault of pocketvlm. {where} Please report it."
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+    fault = f"{type(error).__name__}: {error}{notes}\nThis is a fault of pocketvlm. {where} Please report it."
     _say("internal error", fault, "red")
     sys.exit(CRASHED)

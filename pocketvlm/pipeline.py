@@ -16,6 +16,7 @@ from device_bench.config import BenchConfig
 from distill.config import DistillConfig
 from export.config import ExportConfig
 from pocketvlm import accuracy
+from pocketvlm.console import output_to
 from pocketvlm.ledger import Ledger, Step
 from pocketvlm.progress import Progress
 from pocketvlm.steps import road
@@ -89,7 +90,8 @@ def advance(ledger: Ledger, step: Step, failures: dict[str, str], progress: Prog
     progress.begin(step.title, reasons[0])
     start = time.monotonic()
     try:
-        seconds = ledger.build(step, progress.update)
+        with output_to(ledger.stages / f"{step.products[0].name}.log"):
+            seconds = ledger.build(step, progress.update)
     except CheckFailed as failure:
         failures.update({product.name: str(failure) for product in step.products})
         return Outcome(step.title, "failed", str(failure).splitlines()[0], round(time.monotonic() - start, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol, Self
@@ -37,6 +37,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
+        self._stream = os.fdopen(os.dup(2), "w")  # of its own: the stages' output goes elsewhere while they run
         self._expected: dict[str, float] = {}
         self._done_s = 0.0
         self._current: tuple[str, float] | None = None  # title, begin
@@ -52,13 +53,14 @@ class Progress:
         self._stop.set()
         if self._bar:
             self._bar.stop()
+        self._stream.close()
 
     def start(self, expected: dict[str, float]) -> None:
         """Begin: title -> expected seconds of every step that will run, in order."""
         self._expected = dict(expected)
         if not expected or self._quiet:
             return
-        if sys.stderr.isatty():
+        if self._stream.isatty():
             self._open_bar(sum(expected.values()))
         else:
             self._line(f"{len(expected)} steps, about {span(sum(expected.values()))}")
@@ -110,7 +112,8 @@ class Progress:
 
         left = TextColumn("{task.fields[left]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), left)
-        self._bar = Bar(*columns, console=Console(stderr=True))
+        console = Console(file=self._stream)
+        self._bar = Bar(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         self._task = self._bar.add_task("", total=total, left="")
         self._bar.start()
         threading.Thread(target=self._keep_ticking, daemon=True).start()
@@ -131,7 +134,7 @@ class Progress:
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self._stream, flush=True)
 
 
 def span(seconds: float) -> str:

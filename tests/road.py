@@ -17,6 +17,7 @@ from pocketvlm.pipeline import Outcome, RunConfig, run
 from pocketvlm.progress import Progress
 from vlm.folders import finished_folder
 
+STDOUT = os.dup(1)  # the pipeline sends what stages print to a file
 TARGETS = ["onnx:fp32", "gguf:q4_0"]
 STAGES = ("distill.run", "pocketvlm.evaluation", "export.run", "device_bench.run", "device_bench.report.write")
 
@@ -68,6 +69,7 @@ class Fakes:
 
         with finished_folder(folder, resume=True) as partial:
             (partial / "begun").touch()
+            print(f"{name} talks")
             self.note(name)
             if name == self.fail:
                 raise CheckFailed(f"{name} is wrong")
@@ -84,7 +86,7 @@ class Fakes:
     def block(self, name: str) -> None:
         """Wait to be killed."""
         if os.environ.get("BLOCK") == name:
-            print("blocked", flush=True)
+            os.write(STDOUT, b"blocked\n")
             sys.stdin.read()
 
     def distill(self, config: DistillConfig, run_dir: Path, on_progress: OnProgress) -> Path:

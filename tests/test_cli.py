@@ -176,11 +176,11 @@ def test_doctor_forecasts_memory_disk_and_time(monkeypatch: pytest.MonkeyPatch) 
     assert set(forecasts) == {"memory", "disk", "time"}
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         progress.start({"a": 60.0, "b": 30.0})
         progress.begin("a", "not built yet")
-    assert capsys.readouterr().err.splitlines() == [
+    assert capfd.readouterr().err.splitlines() == [
         "2 steps, about 1 min 30 s",
         "a: begins (not built yet); about 1 min 30 s to go",
     ]

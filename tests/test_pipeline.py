@@ -154,6 +154,13 @@ def test_a_second_run_in_the_same_folder_is_refused(run_dir: Path) -> None:
     road.walk(run_dir)
 
 
+def test_what_stages_print_goes_to_a_file(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "tests.road", str(run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "talks" not in done.stdout + done.stderr
+    assert (run_dir / "stages" / "report.log").read_text() == "report talks\n"
+
+
 def test_stamps_record_inputs_build_and_time(run_dir: Path) -> None:
     road.walk(run_dir)
     export = stamp(run_dir, "export-onnx-fp32")

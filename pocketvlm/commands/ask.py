@@ -18,18 +18,19 @@ def ask(
     import time
     from dataclasses import asdict
 
-    from pocketvlm.console import print_json
+    from pocketvlm.console import print_json, quietly
     from vlm.preprocess import open_image
     from vlm.runtimes import open_runtime
 
     picture = open_image(image)
-    start = time.perf_counter()
-    runtime = open_runtime(model, threads)
-    load_ms = (time.perf_counter() - start) * 1e3
-    try:
-        answer = runtime.answer(picture, question, max_new_tokens)
-    finally:
-        runtime.close()
+    with quietly():
+        start = time.perf_counter()
+        runtime = open_runtime(model, threads)
+        load_ms = (time.perf_counter() - start) * 1e3
+        try:
+            answer = runtime.answer(picture, question, max_new_tokens)
+        finally:
+            runtime.close()
     timings = answer.timings
     decoded_s = sum(timings.decode_ms) / 1e3
     rate = len(timings.decode_ms) / decoded_s if decoded_s else None

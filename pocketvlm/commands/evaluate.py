@@ -65,6 +65,7 @@ def _ask(
     from device_bench.evaluate import evaluate as ask_all
     from device_bench.evaluate import scenes_questions
     from pocketvlm.commands._options import names
+    from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
     from vlm.errors import UserError
     from vlm.runtimes import open_runtime
@@ -75,15 +76,15 @@ def _ask(
         )
     if data is not None:
         raise UserError(f"--data {data}: {BUILT_IN} draws its own pictures and takes no data folder. Leave --data out.")
-    runtime = open_runtime(model, threads)
-    try:
-        questions = scenes_questions(scenes)
-        with Progress(quiet=quiet) as progress:
-            progress.single(f"{len(questions)} questions to {model.name}", 0.02 * len(questions))
+    questions = scenes_questions(scenes)
+    with Progress(quiet=quiet) as progress, quietly():
 
-            def show(done: int, count: int) -> None:
-                progress.update(done / count, f"question {done} of {count}")
+        def show(done: int, count: int) -> None:
+            progress.update(done / count, f"question {done} of {count}")
 
+        progress.single(f"{len(questions)} questions to {model.name}", 0.02 * len(questions))
+        runtime = open_runtime(model, threads)
+        try:
             return ask_all(runtime, questions, max_new_tokens, show)
-    finally:
-        runtime.close()
+        finally:
+            runtime.close()

@@ -18,14 +18,16 @@ def export(
 ) -> None:
     """Write artifacts of a checkpoint and climb the parity ladder with each."""
     from export.config import ExportConfig
-    from export.run import run
     from pocketvlm.commands._options import given
+    from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
 
     options = given(context_length=context_length, probes=probes, threads=threads)
     config = ExportConfig.parse({"targets": to, "allow_drift": allow_drift, **options}, "pocketvlm export")
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json) as progress, quietly():
         progress.single("export", 20.0 * len(to))
+        from export.run import run
+
         artifacts = run(config, checkpoint, out, lambda text: progress.update(0.0, text))
     show(artifacts, as_json)
 
