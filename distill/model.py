@@ -46,7 +46,7 @@ class AlignKD(nn.Module):
         self.student = student
         self.recipe = config
         self.adapters = nn.ParameterDict()
-        self._outside = {"teacher": teacher, "tower": tower}  # in a dict, so that nn.Module does not take them over
+        self.teacher, self.tower = teacher, tower  # no modules: they are neither trained nor saved
         text = student.config.text_config
         if teacher and config.attention:
             head_map = torch.randn(text.num_attention_heads, teacher.heads) / math.sqrt(teacher.heads)
@@ -71,7 +71,7 @@ class AlignKD(nn.Module):
         **_: object,
     ) -> dict[str, Tensor | dict[str, Tensor]]:
         """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position)."""
-        features = self._outside["tower"](images)  # [I, P, vision_dim]
+        features = self.tower(images)  # [I, P, vision_dim]
         inputs = {"attention_mask": additive_mask(attention_mask), "position_ids": position_ids}
         tokens = self.student.model.multi_modal_projector(features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
@@ -82,10 +82,9 @@ class AlignKD(nn.Module):
         answers = labels != IGNORE
         logits = self.student.lm_head(states[answers]).float()  # [A, vocabulary]
         terms = {SUPERVISED: F.cross_entropy(logits, labels[answers])}
-        teacher = self._outside["teacher"]
-        if teacher is not None and self.terms:
+        if self.teacher is not None and self.terms:
             positions = find_positions(input_ids, attention_mask, self.student.config.image_token_id)
-            seen = self._read_teacher(teacher, features, input_ids, inputs, attention_mask, positions, answers, keys)
+            seen = self._read_teacher(self.teacher, features, input_ids, inputs, attention_mask, positions, answers, keys)
             if self.recipe.attention:
                 attention = decoder.layers[layer].self_attn
                 block = attention_block(attention, read["hidden"], read["rotary"], attention_mask, seen["positions"])

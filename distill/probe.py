@@ -54,12 +54,12 @@ def _pack(wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention_block(
-    attention: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Positions
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Positions
 ) -> Tensor:
     """Attention probabilities of text rows over vision columns.
 
     Args:
-        attention: the layer's self-attention, with q_proj, k_proj and head_dim.
+        attention: the layer's self-attention: a module with q_proj, k_proj and head_dim.
         hidden: what the layer's self-attention reads (after its input norm), [B, N, D].
         rotary: cosines and sines of the positions, each [B, N, d].
         mask: bool [B, 1, N, N].

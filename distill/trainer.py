@@ -17,6 +17,8 @@ SMOOTHING = 0.5  # of an automatic weight: half old, half new
 class DistillTrainer(Trainer):
     """Trains an `AlignKD` module; every `probe_steps` steps it measures each term's gradient on the student."""
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, module: AlignKD, config: DistillConfig, stage: Stage, **kwargs: Any) -> None:
         super().__init__(model=module, **kwargs)
         self.remove_callback(PrinterCallback)  # stdout belongs to ProgressLines

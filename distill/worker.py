@@ -22,6 +22,7 @@ from vlm.data.collator import Encoder, Row, collate
 from vlm.data.records import Record, read_llava, scene_captions, scene_conversations
 from vlm.errors import UserError
 from vlm.folders import finished_folder, write_atomic
+from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, tiny_config
 from vlm.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ def build(config: DistillConfig) -> tuple[AlignKD, Path, Encoder]:
         max_length=student.config.text_config.max_position_embeddings,
     )
     size = student.config.vision_config.image_size
-    tower = TowerFeatures(student, teacher.preprocessing if teacher else _preprocessing(size), FEATURES_KEPT)
+    tower = TowerFeatures(student, teacher.preprocessing if teacher else Preprocessing(size=size), FEATURES_KEPT)
     return AlignKD(student, Teacher(teacher.model) if teacher else None, config, tower), tokenizer_folder, encoder
 
 
@@ -162,12 +163,6 @@ def _last_complete(checkpoints: Path) -> str | None:
             continue
         return str(folder)
     return None
-
-
-def _preprocessing(size: int) -> "Preprocessing":  # noqa: F821
-    from vlm.manifest import Preprocessing
-
-    return Preprocessing(size=size)
 
 
 def _stop_with_parent() -> None:

@@ -66,6 +66,11 @@ def test_vision_term_equals_its_formula_and_reaches_the_student() -> None:
     assert torch.autograd.gradcheck(lambda s: vision_mse(teacher, s, scores, 3, 0.1), (student,))
 
 
+def test_vision_term_of_a_batch_without_images_is_zero() -> None:
+    nothing = torch.zeros(0, 7, 4, requires_grad=True)
+    assert float(vision_mse(torch.zeros(0, 7, 4), nothing, torch.zeros(0, 7), 3, 0.1).detach()) == 0.0
+
+
 def test_focus_scores_sum_over_real_text_rows_only() -> None:
     attention = _attention(4)
     scores = focus_scores(attention, ROWS)

@@ -44,6 +44,6 @@ def pixel_values(image: Image.Image, how: Preprocessing) -> np.ndarray:
         image = square
     if side != how.size:
         image = image.resize((how.size, how.size), Image.Resampling[how.resampling.upper()])
-    pixels = np.asarray(image, dtype=np.float32) / 255.0  # [S, S, 3]
-    pixels = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)  # [S, S, 3]
+    scaled = np.asarray(image, dtype=np.float32) / 255.0  # [S, S, 3]
+    pixels: np.ndarray = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)  # [S, S, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # [1, 3, S, S]

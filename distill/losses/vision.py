@@ -19,6 +19,8 @@ def vision_mse(teacher: Tensor, student: Tensor, scores: Tensor, focus_tokens: i
         focus_tokens: K, how many of the highest scores count as focused.
         focus_weight: lambda, on the focus term.
     """
+    if not len(student):  # a batch of text only: the mean of nothing would be NaN
+        return student.sum()
     squared = (teacher - student).square().mean(-1)  # [I, V]
     if not focus_weight:
         return squared.mean()

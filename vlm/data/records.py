@@ -46,15 +46,15 @@ class Records(Sequence[Record]):
     """`count` records, each made when it is asked for, so that a large data set costs no memory."""
 
     def __init__(self, count: int, make: Callable[[int], Record]) -> None:
-        self.count, self.make = count, make
+        self._count, self._make = count, make
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        if not 0 <= index < self.count:
+        if not 0 <= index < self._count:
             raise IndexError(index)
-        return self.make(index)
+        return self._make(index)
 
 
 def scene_captions(start: int, count: int) -> Records:

@@ -18,7 +18,7 @@ def open_runtime(folder: Path, threads: int = 2) -> Runtime:
         UserError: neither is there, a file is damaged, or the engine is not installed (the message says what to type).
     """
     if (folder / MANIFEST).is_file():
-        engine = read_manifest(folder).engine
+        engine: str = read_manifest(folder).engine
     elif (folder / "config.json").is_file():
         engine = "torch"
     else:
