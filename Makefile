@@ -40,8 +40,10 @@ baseline: $(INSTALLED) ## make runs/tiny the baseline that `make gate` compares 
 	$(BIN)/pocketvlm report runs/tiny --out runs/tiny/report --baseline baselines/tiny.json
 
 teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes as long as it needs)
-	$(BIN)/python -m distill.tower --out runs/tower
+	$(BIN)/python -m distill.tower --out runs/tower-cells --steps 1300 --threads 1
+	$(BIN)/python -m distill.tower --out runs/tower --init runs/tower-cells --steps 500 --seed 1
 	$(BIN)/pocketvlm distill configs/teacher.yaml
+	$(BIN)/python -m pocketvlm.teacher
 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
 	$(BIN)/python -m pocketvlm.study

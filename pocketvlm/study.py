@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from device_bench.evaluate import load_answers
@@ -28,11 +29,11 @@ def study(config: RunConfig, seeds: list[int], out: Path) -> Path:
 
     for seed in seeds:
         folder = out / f"seed-{seed}"
-        run(config.distill.model_copy(update={"seed": seed, "undistilled": True}), folder, _say(f"seed {seed}"))
+        run(config.distill.model_copy(update={"seed": seed, "undistilled": True}), folder, say(f"seed {seed}"))
         for variant in VARIANTS:
             evaluation = folder / "evaluations" / variant
             if not evaluation.is_dir():
-                evaluate_checkpoint(folder / variant, evaluation, config.bench, _say(f"seed {seed}"))
+                evaluate_checkpoint(folder / variant, evaluation, config.bench, say(f"seed {seed}"))
     return summarise(seeds, out)
 
 
@@ -68,16 +69,16 @@ def _markdown(rows: list[dict], difference: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _say(prefix: str):  # type: ignore[no-untyped-def]
+def say(prefix: str) -> Callable[[float, str], None]:
     """A progress callback that prints a line at most every ten seconds."""
     last = [0.0]
 
-    def say(share: float, message: str) -> None:
+    def tell(share: float, message: str) -> None:
         if time.monotonic() - last[0] > 10 or share >= 1:
             last[0] = time.monotonic()
             print(f"{prefix}: {share:4.0%} {message}", flush=True)
 
-    return say
+    return tell
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints in Hugging Face layout: model, processor, prompt template, and what a runtime needs to know of them."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def describe(folder: Path, model: LlavaForConditionalGeneration) -> Checkpoint:
 def save_checkpoint(model: LlavaForConditionalGeneration, tokenizer_folder: Path, out: Path) -> None:
     """Write model, tokenizer and transformers processor to `out` (an existing folder)."""
     model.save_pretrained(out, safe_serialization=True)
+    if (tokenizer_folder / "tokenizer.model").is_file():  # transformers writes tokenizer.json only
+        shutil.copy2(tokenizer_folder / "tokenizer.model", out)
     config = model.config
     size = config.vision_config.image_size
     image_processor = LlavaImageProcessorPil(
