@@ -35,8 +35,23 @@ PACKAGES = (
     ("llama-cpp-python", "llama_cpp", "llamacpp", ("gguf",)),
 )
 DISTILLING = {"torch", "transformers", "accelerate"}
-TOOLS = ("gcc", "g++", "cmake", "ninja", "make", "git")
-ENGINES = ("onnxruntime", "executorch.runtime", "coremltools", "llama_cpp", "torch")
+TOOLS = {
+    "gcc": "llama-cpp-python is compiled with it",
+    "g++": "llama-cpp-python and the ExecuTorch engine are compiled with it",
+    "cmake": "llama-cpp-python and the ExecuTorch engine are compiled with it",
+    "ninja": "DeepSpeed compiles with it",
+    "make": "the targets of the Makefile need it",
+    "git": "the report names the commit",
+}
+# Engine -> what must work for it, tried in a process of its own; "executorch" is compiled on first use.
+ENGINES = {
+    "onnx": "import vlm.runtimes.onnx",
+    "executorch": "from vlm.runtimes._executorch_library import find_sdk; find_sdk()",
+    "coreml": "import vlm.runtimes.coreml",
+    "llamacpp": "import vlm.runtimes.llamacpp",
+    "torch": "import vlm.runtimes.torch",
+}
+FORMAT_OF = {"llamacpp": "gguf"}  # of an engine, where the names differ
 IMPORT_S = 120
 
 
@@ -65,7 +80,7 @@ def examine(config: Path | None) -> list[Finding]:
         settings = RunConfig.load(config)
         formats = {target.partition(":")[0] for target in settings.export.targets}
         forecasts = _forecast(settings, Path("runs") / settings.name)
-    return [_python(), *_packages(formats), *_tools(), *_engines(), *_devices(), *forecasts]
+    return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_devices(), *forecasts]
 
 
 def _python() -> Finding:
@@ -96,29 +111,30 @@ def _tools() -> list[Finding]:
     folder = Path(sys.executable).parent  # pip puts ninja beside python
     search = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     findings = []
-    for tool in TOOLS:
+    for tool, purpose in TOOLS.items():
         path = shutil.which(tool, path=search)
-        advice = "" if path else f"Only building from source needs it. Debian, Ubuntu: apt-get install {tool}"
+        advice = "" if path else f"{purpose}. Debian, Ubuntu: apt-get install {tool}"
         findings.append(Finding("tool", tool, "ok" if path else "note", path or "not found", advice))
     return findings
 
 
-def _engines() -> list[Finding]:
-    """Import each installed engine in a process of its own: one that crashes must not take the doctor with it."""
-    return [_engine(module) for module in ENGINES if importlib.util.find_spec(module.partition(".")[0]) is not None]
+def _engines(formats: set[str] | None) -> list[Finding]:
+    """Try each engine in a process of its own: one that crashes must not take the doctor with it."""
+    return [_engine(name, statement, formats) for name, statement in ENGINES.items()]
 
 
-def _engine(module: str) -> Finding:
+def _engine(name: str, statement: str, formats: set[str] | None) -> Finding:
+    needed = formats is not None and (name == "torch" or FORMAT_OF.get(name, name) in formats)
+    bad: State = "missing" if needed else "note"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=IMPORT_S, check=False
-        )
+        command = [sys.executable, "-c", statement]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_S, check=False)
     except subprocess.TimeoutExpired:
-        return Finding("engine", module, "missing", f"import takes over {IMPORT_S} s", "Close other programs.")
+        return Finding("engine", name, bad, f"import takes over {IMPORT_S} s", "Close other programs.")
     if done.returncode == 0:
-        return Finding("engine", module, "ok", "imports")
+        return Finding("engine", name, "ok", "works")
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return Finding("engine", module, "missing", last, "Install it again: rm .venv/installed; make install")
+    return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), "Type: make install")
 
 
 def _devices() -> list[Finding]:

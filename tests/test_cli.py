@@ -153,7 +153,7 @@ def test_report_of_nothing_is_a_user_error(call: Cli, tmp_path: Path) -> None:
 
 
 def test_doctor_says_what_to_type(call: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "ENGINES", ())
+    monkeypatch.setattr(doctor, "ENGINES", {"onnx": "raise SystemExit('too old')"})
     monkeypatch.setattr(doctor, "PACKAGES", (("no-such", "no_such_module", "torch", ("onnx",)),))
     monkeypatch.chdir(ROOT)
     code, out, _ = call("doctor", "--json")
@@ -163,10 +163,11 @@ def test_doctor_says_what_to_type(call: Cli, monkeypatch: pytest.MonkeyPatch) ->
     code, out, _ = call("doctor", "configs/tiny.yaml", "--json")
     findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
     assert code == 2 and findings["no-such"]["state"] == "missing"
+    assert findings["onnx"]["state"] == "missing" and findings["onnx"]["found"] == "too old"
 
 
 def test_doctor_forecasts_memory_disk_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "ENGINES", ())
+    monkeypatch.setattr(doctor, "ENGINES", {})
     monkeypatch.chdir(ROOT)
     forecasts = {
         finding.name: finding for finding in doctor.examine(Path("configs/tiny.yaml")) if finding.topic == "forecast"

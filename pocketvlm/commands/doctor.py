@@ -23,6 +23,6 @@ def doctor(
     else:
         rows = [[f.topic, f.name, f.state, f.found, f.advice] for f in findings]
         print_table("", ["", "what", "state", "found", "what to do"], rows)
-        print(f"{len(broken)} problems keep this from running." if broken else "Ready.")
+        print(f"Keeps this from running: {', '.join(f.name for f in broken)}." if broken else "Ready.")
     if broken:
         raise typer.Exit(USER_ERROR)
