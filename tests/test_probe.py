@@ -57,6 +57,7 @@ def test_positions_follow_the_image_wherever_it_stands() -> None:
     assert positions.vision[0].tolist() == list(range(2, 146))
     assert positions.text[0][positions.text_mask[0]].tolist() == list(range(146, 156))
     assert not positions.vision_mask[1].any() and not positions.text_mask[1].any()  # text only
+    assert positions.text[2][positions.text_mask[2]].tolist() == list(range(146, 153))  # no padding
 
 
 @torch.no_grad()

@@ -110,6 +110,7 @@ def segment_mask(segments: Tensor) -> Tensor:
     """Causal mask in which a position sees the prefix and its own segment: [B, N] -> bool [B, 1, N, N]."""
     length = segments.shape[1]
     same = segments[:, :, None] == segments[:, None, :]  # [B, N, N]
-    prefix = (segments == PREFIX)[:, None, :]  # [B, 1, N]
+    # Padding sees only itself: it must not pass for text that looks at the image (distill.probe.find_positions).
+    prefix = (segments == PREFIX)[:, None, :] & (segments != PADDING)[:, :, None]  # [B, N, N]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return ((same | prefix) & causal)[:, None]  # [B, 1, N, N]
