@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from device_bench.evaluate import load_answers
 from device_bench.stats import paired_seeds
-from pocketvlm.evaluation import evaluate_checkpoint
-from pocketvlm.pipeline import RunConfig
+from pocketvlm.console import exit_codes
+from pocketvlm.ledger import Ledger
+from pocketvlm.pipeline import RunConfig, advance, locked
+from pocketvlm.progress import Progress
+from pocketvlm.steps import distill, evaluate
 from vlm.folders import write_atomic
 
 VARIANTS = ("undistilled", "student")
 
 
 def study(config: RunConfig, seeds: list[int], out: Path) -> Path:
-    """Train and evaluate the distilled and the undistilled student for each seed; finished seeds are kept.
+    """Train and evaluate the distilled and the undistilled student for each seed; what still holds is kept.
 
     Args:
         config: the run whose distillation is studied.
         seeds: seeds of weights and data order; both variants of a seed share them.
         out: folder of the study; study.json in it has the paired differences, study.md says them.
     """
-    from distill.run import run
-
     for seed in seeds:
-        folder = out / f"seed-{seed}"
-        run(config.distill.model_copy(update={"seed": seed, "undistilled": True}), folder, say(f"seed {seed}"))
-        for variant in VARIANTS:
-            evaluation = folder / "evaluations" / variant
-            if not evaluation.is_dir():
-                evaluate_checkpoint(folder / variant, evaluation, config.bench, say(f"seed {seed}"))
+        run_dir = out / f"seed-{seed}"
+        seeded = config.distill.model_copy(update={"seed": seed, "undistilled": True})
+        run = config.model_copy(update={"name": f"{config.name}-seed-{seed}", "distill": seeded})
+        steps = [distill(seeded, run_dir), *(evaluate(run, run_dir, variant) for variant in VARIANTS)]
+        with locked(run_dir), Progress() as progress:
+            ledger = Ledger(run_dir)
+            pending = ledger.pending(steps)
+            progress.start({s.title: ledger.expected_s(s) for s in steps if any(p.name in pending for p in s.products)})
+            for step in steps:
+                progress.end(advance(ledger, step, {}, progress))
     return summarise(seeds, out)
 
 
@@ -69,18 +72,6 @@ def _markdown(rows: list[dict], difference: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def say(prefix: str) -> Callable[[float, str], None]:
-    """A progress callback that prints a line at most every ten seconds."""
-    last = [0.0]
-
-    def tell(share: float, message: str) -> None:
-        if time.monotonic() - last[0] > 10 or share >= 1:
-            last[0] = time.monotonic()
-            print(f"{prefix}: {share:4.0%} {message}", flush=True)
-
-    return tell
-
-
 def main() -> None:
     """The command line of the study."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,7 +79,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/study-tiny"))
     arguments = parser.parse_args()
-    print(study(RunConfig.load(arguments.config), arguments.seeds, arguments.out).read_text())
+    with exit_codes():
+        print(study(RunConfig.load(arguments.config), arguments.seeds, arguments.out).read_text())
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.config import BenchConfig
+from pocketvlm.console import exit_codes
 from pocketvlm.evaluation import evaluate_checkpoint
-from pocketvlm.study import say
 from vlm.folders import finished_folder
 
 SHIPPED = Path("checkpoints/tiny-teacher")
@@ -35,7 +35,7 @@ def ship(teacher: Path, tower: Path, out: Path, bench: BenchConfig) -> Path:
         out: the folder to make.
         bench: which questions.
     """
-    evaluation = evaluate_checkpoint(teacher, teacher.parent / "evaluation", bench, say("teacher"))
+    evaluation = evaluate_checkpoint(teacher, teacher.parent / "evaluation", bench)
     accuracy = json.loads((evaluation / "eval.json").read_text())["accuracy"]
     history = json.loads((teacher / "history.json").read_text())
     record = json.loads((tower / "tower.json").read_text())
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, default=Path("runs/tower"))
     parser.add_argument("--out", type=Path, default=SHIPPED)
     arguments = parser.parse_args()
-    print(ship(arguments.teacher, arguments.tower, arguments.out, BenchConfig()))
+    with exit_codes():
+        print(ship(arguments.teacher, arguments.tower, arguments.out, BenchConfig()))
 
 
 if __name__ == "__main__":
