@@ -1,22 +1,31 @@
 """Configuration of distillation: models, data, the terms of the loss, and the stages."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from vlm.config import Config
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+SCENE_TEMPLATES = {"scene_captions": "plain", "scene_conversations": "v1"}
 
 
 class Weight(Config):
     """Outer weight of a term: `fixed`, or held so that the term's gradient is `share` of the cross-entropy's.
 
     The gradient is that with respect to the student; `cap` bounds the automatic weight, because a term that collapses
-    would otherwise be scaled without end (facts: 2e9 was seen).
+    would otherwise be scaled without end. With `share`, `fixed` is only the weight until the first measurement, that
+    is, in the first step.
     """
 
-    fixed: float = 1.0
-    share: float | None = None
-    cap: float = 30.0
+    fixed: NotNegative = 1.0
+    share: Positive | None = None
+    cap: Positive = 30.0
 
 
 class AttentionTerm(Config):
@@ -27,16 +36,16 @@ class AttentionTerm(Config):
     """
 
     distance: Literal["mse", "kl", "cosine"] = "mse"
-    teacher_layer: int = 0
-    student_layer: int = 0
+    teacher_layer: Index = 0
+    student_layer: Index = 0
     weight: Weight = Weight()
 
 
 class VisionTerm(Config):
     """L_V = L_all + focus_weight * L_focus on the projector's outputs (Align-KD eq. 2 to 5)."""
 
-    focus_tokens: int = 16  # K
-    focus_weight: float = 0.1  # lambda
+    focus_tokens: Count = 16  # K
+    focus_weight: NotNegative = 0.1  # lambda
     weight: Weight = Weight()
 
 
@@ -44,7 +53,7 @@ class LogitsTerm(Config):
     """L_KL on the answer tokens; reverse is the published one (eq. 6)."""
 
     distance: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     weight: Weight = Weight()
 
 
@@ -52,11 +61,11 @@ class Data(Config):
     """Training data of a stage: built-in scenes, or LLaVA-format records with images in a folder."""
 
     kind: Literal["scene_captions", "scene_conversations", "llava"]
-    start: int = 0  # seed of the first scene
-    count: int = 0  # number of scenes
+    start: Index = 0  # seed of the first scene
+    count: Index = 0  # number of scenes
     records: str | None = None
     images: str | None = None
-    template: Literal["plain", "v1"] = "v1"
+    template: Literal["plain", "v1"] | None = None  # None: the scenes' own, v1 for llava
 
     @model_validator(mode="after")
     def _complete(self) -> "Data":
@@ -64,31 +73,34 @@ class Data(Config):
             raise ValueError("data of kind llava needs `records` (a .json or .jsonl file) and `images` (a folder)")
         if self.kind != "llava" and self.count < 1:
             raise ValueError(f"data of kind {self.kind} needs `count`, the number of scenes")
+        own = SCENE_TEMPLATES.get(self.kind)
+        if own and self.template not in (None, own):
+            raise ValueError(f"data of kind {self.kind} has the template {own}, not {self.template}: leave it out")
         return self
 
 
 class Stage(Config):
     """One training stage: data, length and learning rates (cosine with linear warm-up)."""
 
-    name: str
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")  # names files
     data: Data
-    steps: int
-    batch_size: int
-    learning_rate: float
-    projector_learning_rate: float | None = None  # None: as learning_rate
-    warmup: float = 0.03
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    projector_learning_rate: Positive | None = None  # None: as learning_rate
+    warmup: float = Field(0.03, ge=0, le=1)
 
 
 class Student(Config):
     """The student's decoder when it starts from random weights; initializer_range None means 1 / sqrt(hidden_size)."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    max_position_embeddings: int = 512
-    initializer_range: float | None = None
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    max_position_embeddings: Count = 512
+    initializer_range: Positive | None = None
 
 
 class DistillConfig(Config):
@@ -104,19 +116,19 @@ class DistillConfig(Config):
     teacher: str | None = None
     vision: str | None = None
     student: Student | str
-    stages: list[Stage]
+    stages: list[Stage] = Field(min_length=1)
     attention: AttentionTerm | None = None
     vision_tokens: VisionTerm | None = None
     logits: LogitsTerm | None = None
     undistilled: bool = False
-    seed: int = 0
-    threads: int = 1
+    seed: Index = 0
+    threads: Count = 1
     bf16: bool = True
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    max_grad_norm: float = 1.0
-    probe_steps: int = 50
-    checkpoint_steps: int = 200
+    weight_decay: NotNegative = 0.01
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    max_grad_norm: Positive = 1.0
+    probe_steps: Count = 50
+    checkpoint_steps: Count = 200
     deepspeed: dict | None = None
 
     @model_validator(mode="after")
@@ -125,6 +137,13 @@ class DistillConfig(Config):
             raise ValueError("the terms attention, vision_tokens and logits need a `teacher`")
         if self.teacher is None and self.vision is None and not isinstance(self.student, str):
             raise ValueError("a student from random weights needs `vision` or `teacher` to take the vision tower from")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_stages(self) -> "DistillConfig":
+        names = [stage.name.lower() for stage in self.stages]  # lower: not every file system tells A from a
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two stages are named {doubled[0]!r}: give each stage a name of its own")
         return self
 
     def without_distillation(self) -> "DistillConfig":

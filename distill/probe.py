@@ -88,41 +88,39 @@ def attention_block(
     return block * (positions.text_mask[:, None, :, None] & positions.vision_mask[:, None, None, :])
 
 
+class _Enough(Exception):
+    """Raised inside a forward pass when everything wanted was captured."""
+
+
 @contextmanager
-def capture_attention_inputs(decoder: PreTrainedModel, layer: int) -> Iterator[dict[str, Any]]:
-    """While the block runs, keep what self-attention of `layer` was called with: `hidden` and `rotary`."""
+def capture_attention_inputs(decoder: PreTrainedModel, layer: int, *, stop: bool = False) -> Iterator[dict[str, Any]]:
+    """While the block runs, keep what self-attention of `layer` was called with: `hidden` and `rotary`.
+
+    Args:
+        decoder: the decoder whose forward pass the block runs.
+        layer: index of the layer, from 0.
+        stop: leave the block as soon as they are kept.
+    """
     captured: dict[str, Any] = {}
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured["hidden"] = args[0] if args else kwargs["hidden_states"]
         captured["rotary"] = kwargs["position_embeddings"]
+        if stop:
+            raise _Enough
 
     handle = decoder.layers[layer].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield captured
+    except _Enough:
+        pass
     finally:
         handle.remove()
-
-
-class _Enough(Exception):
-    """Raised inside a forward pass when everything wanted was captured."""
 
 
 @torch.no_grad()
 def read_attention_inputs(decoder: PreTrainedModel, layer: int, **inputs: Any) -> dict[str, Any]:
     """Run `decoder` only as far as the self-attention of `layer` and return what that was called with."""
-    captured: dict[str, Any] = {}
-
-    def keep_and_stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured["hidden"] = args[0] if args else kwargs["hidden_states"]
-        captured["rotary"] = kwargs["position_embeddings"]
-        raise _Enough
-
-    handle = decoder.layers[layer].self_attn.register_forward_pre_hook(keep_and_stop, with_kwargs=True)
-    try:
+    with capture_attention_inputs(decoder, layer, stop=True) as captured:
         decoder(**inputs)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
     return captured

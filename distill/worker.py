@@ -36,7 +36,7 @@ class Rows(torch.utils.data.Dataset[tuple[str, Row]]):
     def __init__(self, data: Data, encoder: Encoder) -> None:
         self.encoder = encoder
         if data.kind == "llava":
-            self.records = read_llava(Path(data.records or ""), Path(data.images or ""), data.template)
+            self.records = read_llava(Path(data.records or ""), Path(data.images or ""), data.template or "v1")
         else:
             make = scene_captions if data.kind == "scene_captions" else scene_conversations
             self.records = make(data.start, data.count)
