@@ -13,20 +13,22 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from distill.tower_attention import BY_CELL, WHOLE, set_grid_positions, set_local_attention
 from vlm.data.scenes.attributes import CLASSES, IGNORE, WITH_EMPTY, cell_attributes
 from vlm.data.scenes.draw import IMAGE_SIZE, render
 from vlm.data.scenes.scene import TOWER_START, VALIDATION_START, make_scene
 from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.errors import UserError
+from vlm.manifest import CLIP_MEAN, CLIP_STD
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PATCH = 4
 BATCH = 32
 LEARNING_RATE = 3e-3
@@ -36,14 +38,7 @@ SHAPE_WEIGHT = 2.0
 # The first part of the steps sees crowded scenes and attends within cells only: shapes, which are slow to learn, are
 # learned in a third of the time; the rest learns to find the cells in the whole picture.
 BY_CELL_SHARE = 0.35
-# Starting sizes of positions and patches: of the same order, so that neither drowns the other.
-POSITION_SCALE = 0.7
-PATCH_SCALE = 5.0
-# Strength with which queries and keys start out comparing positions, and the first of the four frequencies compared:
-# attention then begins local (about 45 % of it within the own cell instead of 11 %), and what was learned within cells
-# survives the change to the whole picture.
-LOCALITY = 3.0
-LOCAL_FREQUENCY = 8
+PATCH_SCALE = 5.0  # of the patches' starting weights, beside tower_attention.POSITION_SCALE
 # What the VLM reads comes first; the last state is trained as well so that no layer of the tower is idle.
 READOUTS = ("features", "last")
 RECORD = "tower.json"
@@ -139,79 +134,6 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
-def set_grid_positions(tower: CLIPVisionModel) -> None:
-    """Starts the patches' position embeddings as 2-D sines, so that the grid need not be discovered."""
-    weight = tower.embeddings.position_embedding.weight  # [1 + P, D]
-    side, quarter = math.isqrt(weight.shape[0] - 1), weight.shape[1] // 4
-    frequencies = (math.pi / 2) / 16 ** (torch.arange(quarter) / quarter)  # [D/4]
-    angles = torch.arange(side)[:, None] * frequencies  # [side, D/4]
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, D/2]
-    rows, columns = waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)  # [P, D/2]
-    with torch.no_grad():
-        weight[1:] = POSITION_SCALE * torch.cat([rows, columns], dim=1)  # [P, D]
-
-
-def set_local_attention(tower: CLIPVisionModel) -> None:
-    """Starts every head comparing positions: q.k then falls with the distance of two patches (sums of cosines of it)."""
-    quarter = tower.config.hidden_size // 4  # sine and cosine of rows, sine and cosine of columns
-    size = tower.config.hidden_size // tower.config.num_attention_heads
-    count = size // 4
-    rows = torch.arange(tower.config.hidden_size)
-    part, frequency = rows % size // count, rows % count  # which wave each query dimension reads
-    columns = part * quarter + LOCAL_FREQUENCY + frequency
-    for layer in tower.encoder.layers:
-        with torch.no_grad():
-            layer.self_attn.q_proj.weight[rows, columns] += LOCALITY
-            layer.self_attn.k_proj.weight[rows, columns] += LOCALITY
-
-
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **_: object
-) -> tuple[Tensor, None]:
-    """Attention in float32 inside bfloat16 autocast: on CPU its backward is 1.7 times faster than bfloat16's.
-
-    Args:
-        module, attention_mask, _: unused, they belong to the signature of transformers' attention interface.
-        query, key, value: [B, H, N, D/H] in any float type.
-    """
-    with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())  # [B, H, N, D/H]
-    return mixed.transpose(1, 2).contiguous(), None  # [B, N, H, D/H]
-
-
-def attention_by_cell(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **_: object
-) -> tuple[Tensor, None]:
-    """Attention of every patch to its own cell alone, and of CLS to all: arguments and result as `attention`."""
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), key.float(), value.float()  # [B, H, N, D/H]
-        whole = F.scaled_dot_product_attention(query[:, :, :1], key, value)  # [B, H, 1, D/H]
-        queries, keys, values = (_split_cells(states[:, :, 1:]) for states in (query, key, value))
-        mixed = F.scaled_dot_product_attention(queries, keys, values)  # [B*9, H, P/9, D/H]
-    mixed = torch.cat([whole, _join_cells(mixed)], dim=2)  # [B, H, N, D/H]
-    return mixed.transpose(1, 2).contiguous(), None  # [B, N, H, D/H]
-
-
-def _split_cells(patches: Tensor) -> Tensor:
-    """[B, H, P, d] -> [B*9, H, P/9, d], the patches of each cell together."""
-    batch, heads, count, width = patches.shape
-    side = math.isqrt(count) // 3
-    grid = patches.reshape(batch, heads, 3, side, 3, side, width)
-    return grid.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch * 9, heads, side * side, width)
-
-
-def _join_cells(cells: Tensor) -> Tensor:
-    """[B*9, H, P/9, d] -> [B, H, P, d], the inverse of `_split_cells`."""
-    count, heads, patches, width = cells.shape
-    side = math.isqrt(patches)
-    grid = cells.reshape(count // 9, 3, 3, heads, side, side, width)
-    return grid.permute(0, 3, 1, 4, 2, 5, 6).reshape(count // 9, heads, patches * 9, width)
-
-
-AttentionInterface.register("whole", attention)
-AttentionInterface.register("by_cell", attention_by_cell)
-
-
 def build_reader(seed: int) -> AttributeReader:
     """A tower with fresh weights, the same for the same seed."""
     torch.manual_seed(seed)
@@ -226,7 +148,7 @@ def build_reader(seed: int) -> AttributeReader:
 def train_tower(
     out: Path, *, steps: int, seed: int = 0, threads: int = 2, held_out: int = HELD_OUT, init: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Trains the tower on scenes from TOWER_START on and writes it into the folder `out`.
+    """Trains the tower on scenes from TOWER_START on and writes it into the folder `out`; one that is there is kept.
 
     Args:
         out: folder to create; written as `<out>.partial` and renamed when complete.
@@ -240,23 +162,49 @@ def train_tower(
         Percent right per readout ("features" is what the VLM reads) and attribute on validation scenes.
 
     Raises:
-        FileExistsError: `out` is already there.
+        UserError: `out` holds something else than this tower, `init` holds no tower.
     """
+    recipe: dict[str, object] = {"steps": steps, "seed": seed}
+    if init is not None:
+        recipe["init"] = _record(init)
     if out.exists():
-        raise FileExistsError(f"{out} already holds a tower: remove it or choose another --out")
+        return _finished(out, recipe)
     torch.set_num_threads(threads)
     reader = build_reader(seed)
-    facts: dict[str, object] = {"steps": steps, "seed": seed}
     if init is not None:
         reader.tower.load_state_dict(CLIPVisionModel.from_pretrained(init).state_dict())
-        facts["init"] = json.loads((init / RECORD).read_text())
     started = time.monotonic()
     _optimise(reader, steps, seed, started, by_cell_steps=0 if init else round(BY_CELL_SHARE * steps))
-    reader.tower.set_attn_implementation("whole")
+    reader.tower.set_attn_implementation(WHOLE)
     accuracies = held_out_accuracies(reader, held_out)
     seconds = round(time.monotonic() - started, 1)
-    _write(reader.tower, out, {**facts, "seconds": seconds, "accuracies": accuracies})
+    _write(reader.tower, out, {**recipe, "seconds": seconds, "accuracies": accuracies})
     return accuracies
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What is written down of a finished tower."""
+    try:
+        return dict(json.loads((folder / RECORD).read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tower with a readable {RECORD} ({error}). Name another folder.") from error
+
+
+def _finished(out: Path, recipe: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The accuracies of the tower in `out`, if it was made as `recipe` says."""
+    found = _record(out)
+    if _made(found) != _made(recipe):
+        raise UserError(
+            f"{out}: holds a tower of {_made(found)}, not of {_made(recipe)}. Remove it or choose another --out."
+        )
+    print(f"{out}: this tower is finished, nothing to train. Remove the folder to train it anew.", flush=True)
+    return dict(found["accuracies"])
+
+
+def _made(record: dict[str, Any]) -> str:
+    """How a tower was made, without what differs from one making to the next."""
+    text = f"{record.get('steps')} steps, seed {record.get('seed')}"
+    return f"{text}, from ({_made(record['init'])})" if "init" in record else text
 
 
 def _optimise(reader: AttributeReader, steps: int, seed: int, started: float, by_cell_steps: int) -> None:
@@ -265,7 +213,7 @@ def _optimise(reader: AttributeReader, steps: int, seed: int, started: float, by
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = learning_rate(step, steps)
         by_cell = step < by_cell_steps
-        reader.tower.set_attn_implementation("by_cell" if by_cell else "whole")
+        reader.tower.set_attn_implementation(BY_CELL if by_cell else WHOLE)
         pixels, labels = make_batch(first_seed + step * BATCH, BATCH, crowded=by_cell or step % 2 == 0)
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(pixels)
@@ -289,8 +237,8 @@ def _write(tower: CLIPVisionModel, out: Path, facts: dict[str, object]) -> None:
     partial.rename(out)
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line; exit code 2 for what the user must change."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--steps", type=int, default=1300, help="optimiser steps of 32 scenes")
@@ -298,9 +246,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="tower to go on from, on whole pictures (give another --seed)")
     arguments = parser.parse_args()
-    accuracies = train_tower(**vars(arguments))
+    try:
+        accuracies = train_tower(**vars(arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(json.dumps(accuracies, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,12 +24,27 @@ def test_a_trained_tower_is_a_clip_vision_model_of_24_by_24_patches(tmp_path: Pa
     assert [tuple(state.shape) for state in states] == [(2, 1 + 24 * 24, 64)] * 5
     fresh = build_reader(3).tower.embeddings.position_embedding.weight
     assert not torch.equal(tower.embeddings.position_embedding.weight, fresh)
-    with pytest.raises(FileExistsError, match="already holds a tower"):
-        train_tower(tmp_path / "tower", steps=1)
+    before = (tmp_path / "tower" / "tower.json").read_bytes()
+    assert train_tower(tmp_path / "tower", steps=1, seed=3) == accuracies  # finished: not trained again
+    assert (tmp_path / "tower" / "tower.json").read_bytes() == before
+
+
+def test_a_tower_of_another_command_is_left_alone_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill import tower
+
+    (tmp_path / "tower.json").write_text('{"steps": 7, "seed": 0, "accuracies": {"features": {"shape": 90.0}}}')
+    for steps, code in (("7", 0), ("8", 2)):
+        monkeypatch.setattr("sys.argv", ["tower", "--out", str(tmp_path), "--steps", steps])
+        assert tower.main() == code
+    captured = capsys.readouterr()
+    assert "this tower is finished" in captured.out
+    assert "holds a tower of 7 steps, seed 0, not of 8 steps" in captured.err and captured.err.count("\n") == 1
 
 
 def test_attention_by_cell_is_attention_to_the_own_cell_alone() -> None:
-    from distill.tower import attention_by_cell
+    from distill.tower_attention import attention_by_cell
 
     side = 6
     query, key, value = torch.randn(3, 2, 4, 1 + side * side, 8, generator=torch.Generator().manual_seed(0))
