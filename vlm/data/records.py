@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -68,7 +69,7 @@ def scene_captions(start: int, count: int) -> Records:
 
 
 def scene_conversations(start: int, count: int, seed: int = 0) -> Records:
-    """The multi-task stage on the built-in scenes: about 24 questions an image, and every second one's caption; prompt `v1`.
+    """The multi-task stage on the built-in scenes: about 24 questions an image, every second one's caption too; `v1`.
 
     Args:
         start: seed of the first scene.
@@ -98,24 +99,47 @@ def read_llava(path: Path, images: Path, template: str) -> Sequence[Record]:
         UserError: the file is missing or damaged, a conversation does not alternate, an image path leaves `images`.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such data file.")
+        raise UserError(f"{path}: no such data file. Correct `records` of the stage's data.")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines() if line] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}).") from error
+        raise UserError(
+            f"{path}: not JSON ({error}). A .jsonl file has one record a line, any other is one list of records; "
+            "repair the file or copy it again."
+        ) from error
+    if not isinstance(rows, list):
+        raise UserError(
+            f"{path}: a list of records was expected, found {type(rows).__name__}. Put the records into one list."
+        )
     return [_record(path, images, template, index, row) for index, row in enumerate(rows)]
 
 
-def _record(path: Path, images: Path, template: str, index: int, row: dict) -> Record:
-    turns = row.get("conversations", [])
-    if not turns or len(turns) % 2 or any(t.get("from") != ("human", "gpt")[i % 2] for i, t in enumerate(turns)):
-        raise UserError(f"{path}: record {index} ({row.get('id')!r}): human and gpt turns must alternate.")
-    image = None
-    if row.get("image"):
-        file = (images / row["image"]).resolve()
-        if not file.is_relative_to(images.resolve()):
-            raise UserError(f"{path}: record {index}: image {row['image']!r} leaves {images}.")
-        image = str(file)
+def _record(path: Path, images: Path, template: str, index: int, row: Any) -> Record:
+    name = f"{path}: record {index}"
+    if not isinstance(row, dict):
+        raise UserError(f"{name}: an object was expected, found {type(row).__name__}. Repair or remove the record.")
+    name, turns = f"{name} ({row.get('id')!r})", row.get("conversations")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError(f"{name}: `conversations` is no list of turns. Repair or remove the record.")
+    speakers = [turn.get("from") for turn in turns]
+    if speakers != ["human", "gpt"] * (len(turns) // 2):
+        raise UserError(
+            f"{name}: the turns are from {speakers}; human and gpt must alternate, human first, gpt last. "
+            "Repair or remove the record."
+        )
+    if not all(isinstance(turn.get("value"), str) for turn in turns):
+        raise UserError(f"{name}: a turn has no text in `value`. Repair or remove the record.")
     values = [turn["value"].replace("<image>", "").strip("\n") for turn in turns]
-    return Record(str(row.get("id", index)), image, tuple(zip(values[::2], values[1::2], strict=True)), template)
+    pairs = tuple(zip(values[::2], values[1::2], strict=True))
+    return Record(str(row.get("id", index)), _image(name, images, row.get("image")), pairs, template)
+
+
+def _image(name: str, images: Path, image: Any) -> str | None:
+    if not image:
+        return None
+    if not isinstance(image, str) or not (images / image).resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"{name}: image {image!r} is no path below {images}. Correct the record, or `images` of the stage's data."
+        )
+    return str((images / image).resolve())
