@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pocketvlm.stamps import Stamp, finish, new_stamp, read_stamp, write_stamp
 
+_NAMED = 3  # changes that a reason lists
 OnProgress = Callable[[float, str], None]  # fraction done from 0 to 1, and what is being done
 
 
@@ -77,7 +78,8 @@ class Ledger:
         if stamp is None:
             return "not built yet"
         if changed := self._changed(stamp, product):
-            return f"{', '.join(changed)} changed"
+            more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+            return f"{', '.join(changed[:_NAMED])}{more} changed"
         if stamp.finished is None:
             return "interrupted"
         missing = [path for path in stamp.paths if not (self.run_dir / path).exists()]

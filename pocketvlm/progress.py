@@ -63,7 +63,7 @@ class Progress:
         if self._stream.isatty():
             self._open_bar(sum(expected.values()))
         else:
-            self._line(f"{len(expected)} steps, about {span(sum(expected.values()))}")
+            self._line(f"{len(expected)} step{'s' if len(expected) > 1 else ''}, about {span(sum(expected.values()))}")
 
     def single(self, title: str, expected_s: float) -> None:
         """Begin work that is one step."""
