@@ -62,8 +62,8 @@ def write_decoder(checkpoint: Checkpoint, path: Path, context_length: int) -> No
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(LlamaFileType.MOSTLY_F16)
-    vocabulary = read_vocabulary(checkpoint.tokenizer_file, config.vocab_size)
-    add_vocabulary(writer, vocabulary, checkpoint.bos_id, checkpoint.eos_id)
+    vocabulary = read_vocabulary(checkpoint.facts.tokenizer, config.vocab_size)
+    add_vocabulary(writer, vocabulary, checkpoint.facts.bos_id, checkpoint.facts.eos_id)
     for name, _, parameter, heads in decoder_tensors(checkpoint):
         tensor = interleave(parameter.float(), heads) if heads else parameter
         writer.add_tensor(name, tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous().numpy())
@@ -88,7 +88,10 @@ def decoder_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, str, torch.Te
         layer = re.search(r"\.layers\.(\d+)\.", parameter_name)
         pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", parameter_name)
         if pattern not in names:
-            raise UserError(f"{checkpoint.folder}: GGUF architecture 'llama' has no tensor for {parameter_name}.")
+            raise UserError(
+                f"{checkpoint.folder}: GGUF architecture 'llama' has no tensor for "
+                f"{parameter_name}. Export to onnx or executorch instead."
+            )
         name = names[pattern].format(layer[1] if layer else "")
         rotary = next((count for part, count in heads.items() if f".{part}." in name), 0)
         yield name, parameter_name, parameter.detach(), rotary
@@ -98,7 +101,10 @@ def _rope_base(checkpoint: Checkpoint) -> float:
     config: Any = checkpoint.model.config.text_config
     rope = config.rope_parameters
     if rope["rope_type"] != "default":
-        raise UserError(f"{checkpoint.folder}: rope_type {rope['rope_type']!r} found, GGUF export expects 'default'.")
+        raise UserError(
+            f"{checkpoint.folder}: rope_type {rope['rope_type']!r} found, GGUF export expects 'default'. "
+            "Export to onnx or executorch instead."
+        )
     return float(rope["rope_theta"])
 
 
@@ -126,7 +132,10 @@ def quantize(source: Path, target: Path, precision: str) -> None:
     parameters.nthread = 2
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0:
-        raise UserError(f"{target}: llama.cpp could not quantize to {precision} (code {code}).")
+        raise UserError(
+            f"{target}: llama.cpp could not quantize to {precision} (code {code}). Choose another "
+            "precision, for example gguf:f16, or free memory and disk."
+        )
 
 
 def storage(path: Path) -> dict[str, str]:

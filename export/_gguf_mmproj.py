@@ -79,8 +79,8 @@ def write_mmproj(checkpoint: Checkpoint, path: Path) -> None:
     # Without this llama.cpp would stop one layer before the last one that is in the file.
     writer.add_array("clip.vision.feature_layer", [count])
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision.layer_norm_eps)
-    writer.add_array("clip.vision.image_mean", list(checkpoint.preprocessing.mean))
-    writer.add_array("clip.vision.image_std", list(checkpoint.preprocessing.std))
+    writer.add_array("clip.vision.image_mean", list(checkpoint.facts.preprocessing.mean))
+    writer.add_array("clip.vision.image_std", list(checkpoint.facts.preprocessing.std))
     for name, tensor in _tensors(encoder).items():
         half = tensor.ndim > 1
         writer.add_tensor(name, tensor.detach().to(torch.float16 if half else torch.float32).contiguous().numpy())
@@ -111,9 +111,9 @@ def _tensors(encoder: VisionEncoder) -> dict[str, torch.Tensor]:
 
 def measure(checkpoint: Checkpoint, decoder: Path, mmproj: Path) -> Measured:
     """Encode one picture with stock llama.cpp, in a process of its own because it may abort, and compare with torch."""
-    image = probe_image(checkpoint.preprocessing.size)
+    image = probe_image(checkpoint.facts.preprocessing.size)
     with torch.inference_mode():
-        pixels = torch.from_numpy(pixel_values(image, checkpoint.preprocessing)).to(checkpoint.model.dtype)
+        pixels = torch.from_numpy(pixel_values(image, checkpoint.facts.preprocessing)).to(checkpoint.model.dtype)
         truth = VisionEncoder(checkpoint.model)(pixels)[0][0].float().numpy()  # [V, D]
     with TemporaryDirectory() as scratch:
         picture, out = Path(scratch, "probe.png"), Path(scratch, "tokens.npy")

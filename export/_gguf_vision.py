@@ -18,7 +18,7 @@ _TRANSPOSED = ".T"  # ends the name of a matrix that the graph holds as [in, out
 
 def write_vision(checkpoint: Checkpoint, path: Path) -> None:
     """Write pixel_values [1, 3, S, S] -> image_features [1, V, D], patch_features [1, P, vision_dim]."""
-    size = checkpoint.preprocessing.size
+    size = checkpoint.facts.preprocessing.size
     pixels = torch.zeros(1, 3, size, size, dtype=checkpoint.model.dtype)
     encoder = VisionEncoder(checkpoint.model).eval()
     program: Any = torch.onnx.export(

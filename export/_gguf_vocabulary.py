@@ -54,7 +54,10 @@ def read_vocabulary(tokenizer_file: Path, size: int) -> Vocabulary:
     model = tree["model"]
     if model["type"] != "BPE" or not model.get("byte_fallback"):
         found = f"{model['type']}, byte_fallback {model.get('byte_fallback')}"
-        raise UserError(f"{tokenizer_file}: a LLaMA tokenizer (BPE with byte_fallback) expected, found {found}.")
+        raise UserError(
+            f"{tokenizer_file}: a LLaMA tokenizer (BPE with byte_fallback) expected, found {found}. Export to "
+            "onnx or executorch instead."
+        )
     added = {token["id"]: token for token in tree["added_tokens"]}
     names = {index: piece for piece, index in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     if max(names) >= size:
@@ -110,7 +113,10 @@ def tokenization_differences(decoder_file: Path, tokenizer_file: Path) -> list[s
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(decoder_file).encode(), parameters)
     if not model:
-        raise UserError(f"{decoder_file}: llama.cpp cannot read the vocabulary that was just written.")
+        raise UserError(
+            f"{decoder_file}: llama.cpp cannot read the vocabulary that was just written. Update "
+            "llama-cpp-python, or export to onnx instead."
+        )
     try:
         vocabulary, ours = llama_cpp.llama_model_get_vocab(model), Tokenizer(tokenizer_file)
         return [text for text in PROBES if _tokenize(vocabulary, text) != ours.encode(text)]

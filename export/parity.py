@@ -14,15 +14,11 @@ import numpy as np
 from transformers import AutoProcessor
 
 from export.probes import Probe
+from vlm.bars import PIXEL_BAR, TOKEN_BAR, cosine_bar, is_float
 from vlm.manifest import Parity, Rung
 from vlm.runtimes.base import Runtime, VisionOutput
 
 MAX_NEW_TOKENS = 24
-PIXEL_BAR = 1e-5
-TOKEN_BAR = 0.99
-# Lowest cosine by precision where weights are floats; all other precisions round weights to integers.
-FLOAT_BARS = {"fp32": 0.9999, "fp16": 0.999, "f16": 0.999}
-QUANTIZED_BAR = 0.998
 # Two tokens whose reference logits differ by less are tied: rounding of floats may choose either.
 TIE = 0.02
 # Shapes in which each picture is shown to the preprocessing besides its own, so that padding and resizing count.
@@ -30,7 +26,7 @@ WIDE, TALL = (150, 110), (70, 130)
 
 UNEXPOSED = "the engine does not expose patch features"
 
-Source = Literal["float", "dequantized"]
+Weights = Literal["float", "dequantized"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Distance:
     divergence: int | None  # index of the first greedy token that differs, ties aside
 
 
-class Reference:
+class TorchReference:
     """A torch runtime whose traces are computed once per probe, however many artifacts are compared with it."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -88,8 +84,8 @@ class Reference:
 def climb(
     runtime: Runtime,
     precision: str,
-    reference_float: Reference,
-    reference_dequantized: Reference | None,
+    reference_float: TorchReference,
+    reference_dequantized: TorchReference | None,
     probes: Sequence[Probe],
 ) -> Parity:
     """Measure every rung.
@@ -103,9 +99,8 @@ def climb(
             checkpoint's own.
         probes: the questions; at least one.
     """
-    is_float = precision in FLOAT_BARS
-    judge: Source = "float" if is_float or reference_dequantized is None else "dequantized"
-    references: list[tuple[Source, Reference | None]] = [
+    judge: Weights = "float" if is_float(precision) or reference_dequantized is None else "dequantized"
+    references: list[tuple[Weights, TorchReference | None]] = [
         ("float", reference_float),
         ("dequantized", reference_dequantized),
     ]
@@ -115,13 +110,13 @@ def climb(
         if reference is None:
             continue
         distances = [measure(runtime, reference, probe) for probe in probes]
-        bar = FLOAT_BARS.get(precision, QUANTIZED_BAR) if source == judge else None
-        rungs += _rungs(distances, source, bar, TOKEN_BAR if is_float and source == judge else None)
+        bar = cosine_bar(precision) if source == judge else None
+        rungs += _rungs(distances, source, bar, TOKEN_BAR if is_float(precision) and source == judge else None)
         summary = summary or _summary(distances)
     return Parity(rungs=rungs, probes=len(probes), passed=all(rung.passed for rung in rungs), **summary)
 
 
-def measure(runtime: Runtime, reference: Reference, probe: Probe) -> Distance:
+def measure(runtime: Runtime, reference: TorchReference, probe: Probe) -> Distance:
     """Compare an artifact with a reference on one probe."""
     trace = reference.trace(probe)
     vision = runtime.encode_image(runtime.pixels(probe.image))
@@ -174,7 +169,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
 
 
-def _pixels(runtime: Runtime, reference: Reference, probes: Sequence[Probe]) -> Rung:
+def _pixels(runtime: Runtime, reference: TorchReference, probes: Sequence[Probe]) -> Rung:
     """Compare the artifact's pixels with those of the checkpoint's transformers processor."""
     processor = AutoProcessor.from_pretrained(reference.runtime.folder).image_processor
     errors = []
@@ -188,7 +183,7 @@ def _pixels(runtime: Runtime, reference: Reference, probes: Sequence[Probe]) -> 
     )
 
 
-def _rungs(distances: list[Distance], source: Source, bar: float | None, token_bar: float | None) -> list[Rung]:
+def _rungs(distances: list[Distance], source: Weights, bar: float | None, token_bar: float | None) -> list[Rung]:
     def rung(name: Any, metric: str, value: float | None, bar: float | None = None, note: str = "") -> Rung:
         passed = bar is None or value is None or value >= bar  # false for NaN
         return Rung(name=name, metric=metric, value=value, bar=bar, passed=passed, reference=source, note=note)

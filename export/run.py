@@ -14,9 +14,9 @@ from torch import nn
 
 from export.config import ExportConfig
 from export.formats.base import Written
-from export.parity import Reference, climb
+from export.parity import TorchReference, climb
 from export.probes import Probe, scene_probes
-from vlm.errors import CheckFailed, UserError
+from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
 from vlm.manifest import Manifest, Parity, list_files
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
@@ -51,7 +51,7 @@ class Source:
     """What all artifacts of a run share: the checkpoint, its traces on the probes, and its hash."""
 
     checkpoint: Checkpoint
-    reference: Reference
+    reference: TorchReference
     probes: list[Probe]
     sha256: str
 
@@ -94,7 +94,7 @@ def parse_target(text: str) -> Target:
         module = load("export.formats", name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"target {text!r}: needs {error.name}, which is not installed: pip install 'pocketvlm[export]'."
+            f"target {text!r}: needs {error.name}, which is not installed: {install_hint('export')}."
         ) from error
     if precision not in module.PRECISIONS:
         known = ", ".join(f"{name}:{known}" for known in module.PRECISIONS)
@@ -109,7 +109,7 @@ def _open_source(folder: Path, config: ExportConfig) -> Source:
     longest = _text_config(checkpoint).max_position_embeddings
     if config.context_length > longest:
         raise UserError(f"context_length={config.context_length}: {folder} was made for at most {longest} tokens.")
-    return Source(checkpoint, Reference(TorchRuntime(checkpoint)), scene_probes(config.probes), checkpoint.sha256)
+    return Source(checkpoint, TorchReference(TorchRuntime(checkpoint)), scene_probes(config.probes), checkpoint.sha256)
 
 
 def _export(source: Source, target: Target, out: Path, config: ExportConfig, say: Progress) -> Path:
@@ -119,7 +119,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
             say(f"{target.name}: writing")
             with torch.no_grad():
                 written = target.module.write(source.checkpoint, target.precision, folder, config.context_length)
-            shutil.copyfile(source.checkpoint.tokenizer_file, folder / "tokenizer.json")
+            shutil.copyfile(source.checkpoint.facts.tokenizer, folder / "tokenizer.json")
             manifest = _manifest(source, target, written, folder, config)
             manifest.write(folder)
             say(f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes")
@@ -137,7 +137,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
 
 def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -> Parity:
     weights = target.module.dequantized(source.checkpoint, target.precision, folder)
-    rounded = None if weights is None else Reference(TorchRuntime(with_weights(source.checkpoint, weights)))
+    rounded = None if weights is None else TorchReference(TorchRuntime(with_weights(source.checkpoint, weights)))
     runtime = open_runtime(folder, config.threads)
     try:
         parity = climb(runtime, target.precision, source.reference, rounded, source.probes)
@@ -180,15 +180,9 @@ def _manifest(source: Source, target: Target, written: Written, folder: Path, co
         precisions=written.precisions,
         files=list_files(folder),
         source_sha256=source.sha256,
-        preprocessing=checkpoint.preprocessing,
-        template=checkpoint.template,
-        image_tokens=checkpoint.image_tokens,
-        image_token_id=checkpoint.image_token_id,
-        bos_id=checkpoint.bos_id,
-        eos_id=checkpoint.eos_id,
+        **replace(checkpoint.facts, context_length=config.context_length).record(),
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
-        context_length=config.context_length,
         versions=_versions(),
         settings=written.settings,
         notes=written.notes,

@@ -1,14 +1,14 @@
 """Artifacts of the tiny random model and what the export tests ask of every engine."""
 
-import copy
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vlm.manifest import Manifest, list_files
+from export.run import with_weights
+from tests.manifests import write_manifest
+from vlm.manifest import Manifest
 from vlm.models.checkpoint import Checkpoint
 from vlm.registry import load
 from vlm.runtimes.base import Runtime
@@ -23,43 +23,29 @@ def write_artifact(checkpoint: Checkpoint, target: str, folder: Path) -> Manifes
     form, _, precision = target.partition(":")
     module = load("export.formats", form)
     written = module.write(checkpoint, precision, folder, CONTEXT)
-    (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_file.read_bytes())
+    (folder / "tokenizer.json").write_bytes(checkpoint.facts.tokenizer.read_bytes())
     text: Any = checkpoint.model.config.text_config
-    facts: dict[str, Any] = {
-        "name": str(folder),
-        "format": form,
-        "engine": module.ENGINE,
-        "precision": precision,
-        "precisions": written.precisions,
-        "files": list_files(folder),
-        "source_sha256": "",
-        "preprocessing": checkpoint.preprocessing,
-        "template": checkpoint.template,
-        "image_tokens": checkpoint.image_tokens,
-        "image_token_id": checkpoint.image_token_id,
-        "bos_id": checkpoint.bos_id,
-        "eos_id": checkpoint.eos_id,
-        "hidden_size": text.hidden_size,
-        "vocab_size": text.vocab_size,
-        "context_length": CONTEXT,
-        "versions": {},
-        "settings": written.settings,
-        "notes": written.notes,
-    }
-    manifest = Manifest(**facts)
-    manifest.write(folder)
-    return manifest
+    return write_manifest(
+        folder,
+        name=str(folder),
+        format=form,
+        engine=module.ENGINE,
+        precision=precision,
+        precisions=written.precisions,
+        **replace(checkpoint.facts, context_length=CONTEXT).record(),
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        settings=written.settings,
+        notes=written.notes,
+    )
 
 
 def reference(checkpoint: Checkpoint, manifest: Manifest) -> TorchRuntime:
     """The checkpoint with the weights that the artifact's files hold."""
-    model = copy.deepcopy(checkpoint.model)
-    parameters = dict(model.named_parameters())
     module = load("export.formats", manifest.format)
-    with torch.no_grad():
-        for name, weight in module.dequantized(checkpoint, manifest.precision, Path(manifest.name)).items():
-            parameters[name].copy_(weight)
-    return TorchRuntime(dataclasses.replace(checkpoint, model=model))
+    return TorchRuntime(
+        with_weights(checkpoint, module.dequantized(checkpoint, manifest.precision, Path(manifest.name)))
+    )
 
 
 def cosine(a: np.ndarray | None, b: np.ndarray | None) -> float:

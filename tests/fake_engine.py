@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm.errors import UserError
 from vlm.manifest import Manifest, read_manifest
-from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
+from vlm.runtimes.base import Runtime, VisionOutput
 
 # Holds a lock for a minute, if it lives so long.
 CHILD = "import fcntl, signal; f = open({!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); signal.alarm(60); signal.pause()"
@@ -24,7 +24,7 @@ class FakeRuntime(Runtime):
     engine = "fake"
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.facts = folder, facts_from_manifest(folder, manifest)
+        self.folder, self.facts = folder, manifest.facts(folder)
         self.emulated, self.ballast = "emulated" in manifest.settings, "ballast" in manifest.settings
 
     def encode_image(self, pixels: np.ndarray) -> VisionOutput:

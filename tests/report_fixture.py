@@ -13,8 +13,9 @@ from device_bench.evaluate import grade, save_answers, score
 from device_bench.measure import latency_stats
 from device_bench.tasks.base import BenchQuestion, Sample
 from device_bench.tasks.scenes import questions
+from tests.manifests import write_manifest
 from vlm.folders import sha256
-from vlm.manifest import Manifest, Parity, Precision, Preprocessing, Rung, list_files
+from vlm.manifest import Parity, Rung, list_files
 
 # name -> (engine, bytes, share of answers that change, milliseconds per decoded token)
 ARTIFACTS = {
@@ -145,30 +146,15 @@ def write_artifact(folder: Path) -> None:
     with (folder / "weights.bin").open("wb") as file:
         file.truncate(size)
     files = [file.model_copy(update={"sha256": hashlib.sha256(b"").hexdigest()}) for file in list_files(folder)]
-    manifest = Manifest(
-        schema=1,
-        name=folder.name,
+    write_manifest(
+        folder,
         format=format_,
         engine=engine,
-        precision=precision,
-        precisions=Precision(vision="fp32", projector="fp32", embedding="fp32", decoder=precision),
         files=files,
-        source_sha256="0" * 64,
-        preprocessing=Preprocessing(size=96),
-        template="v1",
-        image_tokens=144,
-        image_token_id=4,
-        bos_id=1,
-        eos_id=2,
-        hidden_size=64,
-        vocab_size=512,
-        context_length=512,
         versions={"synthetic-engine": "0.0", "numpy": "0.0"},
-        settings={},
         notes=[NOTE],
         parity=ladder(precision),
     )
-    manifest.write(folder)
 
 
 def ladder(precision: str) -> Parity:

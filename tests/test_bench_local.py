@@ -19,10 +19,11 @@ from device_bench.measure import Work, latency_pass, latency_stats, run_once, su
 from device_bench.result import Recorder
 from device_bench.run import bench_one, run
 from device_bench.telemetry import identify_host
+from tests.manifests import write_manifest
 from vlm.data.scenes.draw import render
 from vlm.data.scenes.scene import make_scene
 from vlm.errors import CheckFailed, UserError
-from vlm.manifest import Manifest, Precision, Preprocessing, list_files
+from vlm.manifest import Preprocessing
 from vlm.runtimes.base import Runtime
 
 QUICK: dict[str, Any] = {"iterations": 3, "warmup": 1, "cold_loads": 2, "decode_tokens": 5, "scenes": 2, "tasks": []}
@@ -47,27 +48,17 @@ def artifact(tmp_path: Path, name: str = "fake-fp32", context_length: int = 256,
     tokenizer = Tokenizer(WordLevel({"?": 0, "<image>": 1, "</s>": 2, "Yes": 3}, unk_token="?"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    Manifest(
-        schema=1,
-        name=name,
-        format="onnx",
-        engine="onnx",
-        precision="fp32",
-        precisions=Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"),
-        files=list_files(folder),
-        source_sha256="",
+    write_manifest(
+        folder,
         preprocessing=Preprocessing(size=8),
-        template="v1",
         image_tokens=4,
         image_token_id=1,
         bos_id=0,
-        eos_id=2,
         hidden_size=8,
         vocab_size=9,
         context_length=context_length,
-        versions={},
         settings={"notes": str(tmp_path), **does},
-    ).write(folder)
+    )
     return folder
 
 

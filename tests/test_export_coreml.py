@@ -38,7 +38,7 @@ def exported(
     checkpoint = load_checkpoint(random_checkpoint)
     if request.param == "int4":
         sizes = {"num_key_value_heads": 2, "intermediate_size": 168}
-        model = random_model(checkpoint.model.lm_head.out_features, checkpoint.image_token_id, **sizes)
+        model = random_model(checkpoint.model.lm_head.out_features, checkpoint.facts.image_token_id, **sizes)
         checkpoint = dataclasses.replace(checkpoint, model=model)
     folder = tmp_path_factory.mktemp(f"coreml-{request.param}")
     return checkpoint, write_artifact(checkpoint, f"coreml:{request.param}", folder)

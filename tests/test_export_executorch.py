@@ -152,8 +152,8 @@ def test_stock_runner_generates_the_same_tokens(checkpoint: Checkpoint, fp32: Ex
     # ExecuTorch's tokenizers do not know the pre-tokenizer of our tokenizer.json; the SentencePiece model is the same.
     spm = checkpoint.folder.with_name("checkpoint-fp32-tokenizer") / "tokenizer.model"
     head, tail = "USER: ", f"\n{QUESTION} ASSISTANT:"
-    ids = [checkpoint.bos_id, *fp32.tokenizer.encode(head)]
-    ids += [checkpoint.image_token_id] * checkpoint.image_tokens + fp32.tokenizer.encode(tail)
+    ids = [checkpoint.facts.bos_id, *fp32.tokenizer.encode(head)]
+    ids += [checkpoint.facts.image_token_id] * checkpoint.facts.image_tokens + fp32.tokenizer.encode(tail)
     pieces: list[str] = []
     runner.MultimodalRunner(str(fp32.folder / MODEL), str(spm), None).generate(
         [

@@ -14,6 +14,7 @@ pytest.importorskip("gguf", reason="gguf is not installed")
 import torch
 
 from export._gguf_decoder import deinterleave, interleave, storage
+from export._gguf_mmproj import measure
 from export._gguf_vocabulary import tokenization_differences
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
 from tests.tiny import random_model
@@ -54,13 +55,18 @@ def test_logits_equal_torch_with_the_weights_in_the_file(checkpoint: Checkpoint,
 
 
 def test_llama_cpp_splits_text_as_tokenizer_json_does(checkpoint: Checkpoint, artifact: Manifest) -> None:
-    assert tokenization_differences(Path(artifact.name) / "decoder.gguf", checkpoint.tokenizer_file) == []
+    assert tokenization_differences(Path(artifact.name) / "decoder.gguf", checkpoint.facts.tokenizer) == []
 
 
-def test_stock_mmproj_is_measured_and_its_error_is_stated(artifact: Manifest) -> None:
-    assert (Path(artifact.name) / "mmproj.gguf").is_file()
-    assert -1 <= float(artifact.settings["mmproj_cosine_min"]) <= float(artifact.settings["mmproj_cosine_mean"]) <= 1
-    assert any("issue 25814" in note for note in artifact.notes)
+def test_stock_llama_cpp_is_wrong_with_mmproj_and_the_manifest_says_by_how_much(
+    checkpoint: Checkpoint, artifact: Manifest
+) -> None:
+    folder = Path(artifact.name)
+    found = measure(checkpoint, folder / "decoder.gguf", folder / "mmproj.gguf")
+    assert found.cosine_min is not None and found.cosine_min <= (found.cosine_mean or 0) < 0.99
+    assert artifact.settings["mmproj_cosine_min"] == pytest.approx(found.cosine_min, abs=1e-4)
+    assert artifact.settings["mmproj_cosine_mean"] == pytest.approx(found.cosine_mean, abs=1e-4)
+    assert any("issue 25814" in note and f"{found.cosine_min:.3f} worst" in note for note in artifact.notes)
 
 
 def test_reset_forgets_the_previous_answer(artifact: Manifest) -> None:
@@ -74,7 +80,7 @@ def test_reset_forgets_the_previous_answer(artifact: Manifest) -> None:
 def test_grouped_heads_and_rows_that_do_not_divide(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Fewer KV heads than heads, and an intermediate size of 168 that no q4_0 block divides: right, and said."""
     vocabulary = checkpoint.model.lm_head.out_features
-    model = random_model(vocabulary, checkpoint.image_token_id, num_key_value_heads=2, intermediate_size=168)
+    model = random_model(vocabulary, checkpoint.facts.image_token_id, num_key_value_heads=2, intermediate_size=168)
     odd = dataclasses.replace(checkpoint, model=model)
     manifest = write_artifact(odd, "gguf:q4_0", tmp_path)
     assert storage(tmp_path / "decoder.gguf")["blk.0.ffn_down.weight"] != "Q4_0"

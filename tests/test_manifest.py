@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import write_manifest
 from vlm.errors import UserError
-from vlm.manifest import MANIFEST, Manifest, Precision, Preprocessing, list_files, read_manifest
+from vlm.manifest import MANIFEST, read_manifest
 from vlm.runtimes import open_runtime
-from vlm.runtimes.base import facts_from_manifest
 
 
 @pytest.fixture
@@ -20,28 +20,7 @@ def artifact(tmp_path: Path) -> Path:
     (folder / "decoder.onnx").write_bytes(b"weights" * 100)
     (folder / "sub" / "table.bin").write_bytes(b"table")
     (folder / "tokenizer.json").write_text("{}")
-    manifest = Manifest(
-        schema=1,
-        name="onnx-int4",
-        format="onnx",
-        engine="onnx",
-        precision="int4",
-        precisions=Precision(vision="int8", projector="int8", embedding="int4", decoder="int4"),
-        files=list_files(folder),
-        source_sha256="0" * 64,
-        preprocessing=Preprocessing(size=96),
-        template="v1",
-        image_tokens=144,
-        image_token_id=3,
-        bos_id=1,
-        eos_id=2,
-        hidden_size=64,
-        vocab_size=800,
-        context_length=512,
-        versions={"onnx": "1.0"},
-        settings={"layers": 2},
-    )
-    manifest.write(folder)
+    write_manifest(folder, versions={"onnx": "1.0"}, settings={"layers": 2})
     return folder
 
 
@@ -58,7 +37,7 @@ def test_an_intact_artifact_is_read_whole(artifact: Path) -> None:
 
 
 def test_the_facts_of_the_loop_come_from_the_manifest(artifact: Path) -> None:
-    facts = facts_from_manifest(artifact, read_manifest(artifact))
+    facts = read_manifest(artifact).facts(artifact)
     assert facts.tokenizer == artifact / "tokenizer.json"
     assert (facts.image_tokens, facts.image_token_id, facts.bos_id, facts.eos_id) == (144, 3, 1, 2)
     assert (facts.context_length, facts.template, facts.preprocessing.size) == (512, "v1", 96)
@@ -133,7 +112,7 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
 def test_a_missing_engine_is_named_with_what_to_type(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "vlm.runtimes.onnx", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime.*pip install 'pocketvlm\[onnx\]'"):
+    with pytest.raises(UserError, match=r"needs onnxruntime.*pip install -c constraints\.txt -e '\.\[onnx\]'"):
         open_runtime(artifact)
 
 

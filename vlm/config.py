@@ -50,17 +50,33 @@ class Config(BaseModel):
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise UserError(f"override {override!r}: expected key=value, for example distill.steps=100.")
-    node = tree
+        raise UserError(f"override {override!r}: expected key=value, for example bench.scenes=50.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}. Quote it.") from error
+    node: Any = tree
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise UserError(f"override {override!r}: {parent!r} is a single value, not a section.")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
+        place = _place(node, parent, override)
+        if isinstance(node, dict):
+            node.setdefault(place, {})
+        node = node[place]
+        if not isinstance(node, dict | list):
+            raise UserError(f"override {override!r}: {parent!r} is a single value, not a section. Set it as a whole.")
+    node[_place(node, leaf, override)] = parsed
+
+
+def _place(node: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    """A key as the section takes it: in a list the number of an item, from 0."""
+    if isinstance(node, dict):
+        return key
+    if not key.isdecimal() or int(key) >= len(node):
+        raise UserError(
+            f"override {override!r}: {key!r} found in the place of a list's item, a number from 0 to {len(node) - 1} "
+            "expected. Items are only added in the file."
+        )
+    return int(key)
 
 
 def _explain(cls: type[BaseModel], source: str, problem: Any) -> str:

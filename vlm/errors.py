@@ -1,4 +1,4 @@
-"""The two ways in which work can end other than well."""
+"""The two ways in which work can end other than well, and how a missing library is asked for."""
 
 
 class UserError(Exception):
@@ -6,6 +6,11 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+
+def install_hint(extra: str) -> str:
+    """What to type in the project's folder so that the libraries of an extra (pyproject.toml) are there."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 class CheckFailed(Exception):

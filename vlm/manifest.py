@@ -1,8 +1,9 @@
 """manifest.json: what an artifact folder is, what it needs, and the proof that it is the model that was trained."""
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -31,6 +32,24 @@ class Preprocessing(Config):
     std: tuple[float, float, float] = CLIP_STD
     pad_colour: tuple[int, int, int] = (122, 116, 104)  # int(255 * mean), as upstream's expand2square
     resampling: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the loop that answers a question needs to know of a model, from its manifest or checkpoint."""
+
+    preprocessing: Preprocessing
+    template: str
+    image_tokens: int
+    image_token_id: int
+    bos_id: int
+    eos_id: int
+    context_length: int
+    tokenizer: Path
+
+    def record(self) -> dict[str, Any]:
+        """The facts as a manifest of the tokenizer's folder holds them."""
+        return {**vars(self), "tokenizer": self.tokenizer.name}
 
 
 class Precision(Config):
@@ -99,6 +118,11 @@ class Manifest(Config):
         """Size of all files of the artifact."""
         return sum(file.bytes for file in self.files)
 
+    def facts(self, folder: Path) -> Facts:
+        """The loop's facts; `folder` is where the artifact lies."""
+        known = {field.name: getattr(self, field.name) for field in fields(Facts)}
+        return Facts(**{**known, "tokenizer": folder / self.tokenizer})
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`, whole or not at all."""
         write_atomic(folder / MANIFEST, self.model_dump_json(by_alias=True, indent=1) + "\n")
@@ -125,7 +149,7 @@ def read_manifest(folder: Path, *, checksums: bool = False) -> Manifest:
     try:
         manifest = Manifest.model_validate(json.loads(path.read_text()))
     except (ValidationError, ValueError) as error:
-        raise UserError(f"{path}: not a manifest of schema 1: {error}") from error
+        raise UserError(f"{path}: not a manifest of schema 1: {error}. Export the artifact again.") from error
     for file in manifest.files:
         _verify(folder, file, checksums)
     return manifest
@@ -134,7 +158,10 @@ def read_manifest(folder: Path, *, checksums: bool = False) -> Manifest:
 def _verify(folder: Path, file: File, checksums: bool) -> None:
     path = folder / file.path
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder / MANIFEST}: file path {file.path!r} leaves the artifact's folder.")
+        raise UserError(
+            f"{folder / MANIFEST}: file path {file.path!r} leaves the artifact's folder. "
+            "Do not use this artifact, export your own: pocketvlm export."
+        )
     if not path.is_file():
         raise UserError(f"{path}: missing, the manifest lists it. Export the artifact again.")
     found = path.stat().st_size

@@ -19,7 +19,7 @@ def open_image(path: Path) -> Image.Image:
         UserError: the file is missing, truncated or no picture; the message names it.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such image.")
+        raise UserError(f"{path}: no such image. Give the path of a picture, or correct the record that names it.")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

@@ -101,7 +101,7 @@ def check_states(package: Path, layers: int) -> None:
 
 
 def _convert_vision(checkpoint: Checkpoint) -> Any:
-    size = checkpoint.preprocessing.size
+    size = checkpoint.facts.preprocessing.size
     pixels = torch.zeros(1, 3, size, size)
     return _convert(
         VisionEncoder(checkpoint.model),

@@ -117,7 +117,7 @@ def _trace(
     checkpoint: Checkpoint, vision: nn.Module, embedding: nn.Module, decoder: nn.Module, context_length: int
 ) -> dict[str, ExportedProgram]:
     """Trace the three methods; a sequence may have 1 to S tokens."""
-    size, hidden = checkpoint.preprocessing.size, checkpoint.model.config.text_config.hidden_size
+    size, hidden = checkpoint.facts.preprocessing.size, checkpoint.model.config.text_config.hidden_size
     n = Dim("n", min=1, max=context_length)
     example = 8  # any length above 1: torch.export would take 0 and 1 for constants
     pixels = torch.zeros(1, 3, size, size)
@@ -139,8 +139,8 @@ def _constants(checkpoint: Checkpoint, context_length: int) -> dict[str, object]
         "get_max_context_len": context_length,
         "get_vocab_size": text.vocab_size,
         "get_n_layers": text.num_hidden_layers,
-        "get_bos_id": checkpoint.bos_id,
-        "get_eos_ids": [checkpoint.eos_id],
+        "get_bos_id": checkpoint.facts.bos_id,
+        "get_eos_ids": [checkpoint.facts.eos_id],
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,

@@ -45,7 +45,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     types = storage(decoder)
     notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, precision)]
     settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
-    different = tokenization_differences(decoder, checkpoint.tokenizer_file)
+    different = tokenization_differences(decoder, checkpoint.facts.tokenizer)
     settings["tokenizer_differences"] = len(different)
     if different:
         notes.append(f"llama.cpp's own tokenizer splits {len(different)} of {len(PROBES)} texts unlike tokenizer.json.")

@@ -107,7 +107,7 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
 
 
 def _vision(checkpoint: Checkpoint) -> onnx.ModelProto:
-    size = checkpoint.preprocessing.size
+    size = checkpoint.facts.preprocessing.size
     return _export(
         VISION,
         VisionEncoder(checkpoint.model),

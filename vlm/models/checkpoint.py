@@ -13,7 +13,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 import vlm.models.mobilevlm  # noqa: F401  (registers the architecture with transformers' Auto classes)
 from vlm.errors import UserError
 from vlm.folders import tree_sha256
-from vlm.manifest import Preprocessing
+from vlm.manifest import Facts, Preprocessing
 
 SUPPORTED = ("mobilevlm", "llava")
 
@@ -24,17 +24,17 @@ class Checkpoint:
 
     folder: Path
     model: LlavaForConditionalGeneration
-    preprocessing: Preprocessing
-    template: str
-    image_tokens: int
-    image_token_id: int
-    bos_id: int
-    eos_id: int
+    facts: Facts
 
     @property
-    def tokenizer_file(self) -> Path:
-        """Path of tokenizer.json."""
-        return self.folder / "tokenizer.json"
+    def preprocessing(self) -> Preprocessing:
+        """How the model wants its pictures."""
+        return self.facts.preprocessing
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of vision tokens, V."""
+        return self.facts.image_tokens
 
     @property
     def sha256(self) -> str:
@@ -42,8 +42,8 @@ class Checkpoint:
         return tree_sha256(self.folder)
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Load a VLM from a folder in Hugging Face layout (safetensors only).
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a VLM in float32 from a folder in Hugging Face layout (safetensors only).
 
     Raises:
         UserError: no checkpoint there, an architecture that is not supported, or a damaged file.
@@ -58,9 +58,12 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     except ValueError as error:
         raise UserError(f"{config_file}: not JSON ({error}). Copy the checkpoint again.") from error
     if kind not in SUPPORTED:
-        raise UserError(f"{config_file}: model_type {kind!r} is not supported. Supported: {', '.join(SUPPORTED)}.")
+        raise UserError(
+            f"{config_file}: model_type {kind!r} is not supported, expected one of {', '.join(SUPPORTED)}. Convert the "
+            "checkpoint to one of these layouts, or describe the architecture in vlm/models/ and add it to SUPPORTED."
+        )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(
             f"{folder}: the weights cannot be read ({error}). Copy or train the checkpoint again."
@@ -81,16 +84,17 @@ def describe(folder: Path, model: LlavaForConditionalGeneration) -> Checkpoint:
         pad_colour=tuple(int(x * 255) for x in mean) if pad else (0, 0, 0),
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Checkpoint(
-        folder=folder,
-        model=model,
+    facts = Facts(
         preprocessing=preprocessing,
         template="v1",
         image_tokens=config.image_seq_length,
         image_token_id=config.image_token_id,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
+        context_length=config.text_config.max_position_embeddings,
+        tokenizer=folder / "tokenizer.json",
     )
+    return Checkpoint(folder, model, facts)
 
 
 def save_checkpoint(model: LlavaForConditionalGeneration, tokenizer_folder: Path, out: Path) -> None:

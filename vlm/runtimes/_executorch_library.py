@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from vlm.errors import UserError
+from vlm.errors import UserError, install_hint
 
 HARNESS = Path(__file__).resolve().parents[2] / "android_harness"
 LIBRARY = "libpocketvlm_executorch.so"
@@ -49,12 +49,12 @@ def find_sdk() -> Path:
     spec = importlib.util.find_spec("executorch")
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or []]
     if not places:
-        raise UserError("the executorch engine needs the executorch package: pip install 'pocketvlm[executorch]'.")
+        raise UserError(f"the executorch engine needs the executorch package: {install_hint('executorch')}.")
     for place in places:
         if (place / "lib" / "libexecutorch.so").is_file():
             return place
     raise UserError(
-        f"{places[0]}: no lib/libexecutorch.so; executorch has it from 1.5 on: pip install 'executorch>=1.5,<1.6'."
+        f"{places[0]}: no lib/libexecutorch.so; executorch has it from 1.5 on: {install_hint('executorch')}."
     )
 
 

@@ -6,7 +6,6 @@ differ in anything but its arithmetic. NumPy only.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,38 +13,10 @@ import numpy as np
 from PIL import Image
 
 from vlm.errors import UserError
-from vlm.manifest import Manifest, Preprocessing
+from vlm.manifest import Facts
 from vlm.preprocess import pixel_values
 from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the loop needs to know of a model, from its manifest or checkpoint."""
-
-    preprocessing: Preprocessing
-    template: str
-    image_tokens: int
-    image_token_id: int
-    bos_id: int
-    eos_id: int
-    context_length: int
-    tokenizer: Path
-
-
-def facts_from_manifest(folder: Path, manifest: Manifest) -> Facts:
-    """Collect the loop's facts from an artifact's manifest; `folder` is where the artifact lies."""
-    return Facts(
-        preprocessing=manifest.preprocessing,
-        template=manifest.template,
-        image_tokens=manifest.image_tokens,
-        image_token_id=manifest.image_token_id,
-        bos_id=manifest.bos_id,
-        eos_id=manifest.eos_id,
-        context_length=manifest.context_length,
-        tokenizer=folder / manifest.tokenizer,
-    )
 
 
 @dataclass(frozen=True)
@@ -118,10 +89,10 @@ class Runtime(ABC):
         """Preprocess a picture as this model wants it: [1, 3, S, S]."""
         return pixel_values(image, self.facts.preprocessing)
 
-    def prompt(self, question: str, has_image: bool = True, template: str | None = None) -> list[int]:
+    def prompt(self, question: str, has_image: bool = True) -> list[int]:
         """Return the prompt's ids with the image placeholder repeated V times, [N]."""
         facts = self.facts
-        parts = TEMPLATES[template or facts.template](question, has_image)
+        parts = TEMPLATES[facts.template](question, has_image)
         count = facts.image_tokens if has_image else 0
         return prompt_ids(parts, self.tokenizer, facts.bos_id, facts.image_token_id, count)
 
@@ -144,7 +115,6 @@ class Runtime(ABC):
         image: Image.Image | None,
         question: str,
         max_new_tokens: int = 64,
-        on_text: Callable[[str], None] | None = None,
         vision: VisionOutput | None = None,
     ) -> Answer:
         """Answer a question greedily.
@@ -153,7 +123,6 @@ class Runtime(ABC):
             image: the picture, or None for a text-only question.
             question: the human's words, without template.
             max_new_tokens: stop after so many tokens if the model does not.
-            on_text: called with the whole text so far after each token.
             vision: a vision output computed before for this picture (then no vision time is counted).
         """
         timings = Timings()
@@ -169,9 +138,7 @@ class Runtime(ABC):
             raise UserError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.facts.context_length}. Shorten it."
             )
-        tokens = self.generate(
-            ids, vision, min(max_new_tokens, self.facts.context_length - len(ids)), timings, start, on_text
-        )
+        tokens = self.generate(ids, vision, min(max_new_tokens, self.facts.context_length - len(ids)), timings, start)
         return Answer(self.tokenizer.decode(tokens), tokens, timings)
 
     def generate(
@@ -181,7 +148,6 @@ class Runtime(ABC):
         max_new_tokens: int,
         timings: Timings,
         start: float,
-        on_text: Callable[[str], None] | None = None,
     ) -> list[int]:
         """Prefill the prompt and decode greedily until the end token; fills `timings`, returns the new ids."""
         before = time.perf_counter()
@@ -193,8 +159,6 @@ class Runtime(ABC):
         tokens: list[int] = []
         while token != self.facts.eos_id:
             tokens.append(token)
-            if on_text:
-                on_text(self.tokenizer.decode(tokens))
             if len(tokens) >= max_new_tokens:
                 break
             before = time.perf_counter()

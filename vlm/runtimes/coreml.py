@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from vlm.errors import UserError
 from vlm.manifest import read_manifest
 from vlm.runtimes._mil import Program, coremltools
-from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
+from vlm.runtimes.base import Runtime, VisionOutput
 
 VISION = "vision_encoder.mlpackage"
 EMBEDDING = "embed_tokens.mlpackage"
@@ -34,7 +34,7 @@ class CoreMlRuntime(Runtime):
 
     def __init__(self, folder: Path, threads: int) -> None:
         manifest = read_manifest(folder)
-        self.folder, self.facts = folder, facts_from_manifest(folder, manifest)
+        self.folder, self.facts = folder, manifest.facts(folder)
         if self.emulated:
             # The interpreted matrices are small: waiting for a second BLAS thread costs more than it computes.
             threadpool_limits(1, user_api="blas")

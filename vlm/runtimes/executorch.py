@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import UserError
-from vlm.manifest import read_manifest
+from vlm.manifest import Facts, read_manifest
 from vlm.runtimes._executorch_library import LIBRARY, build
-from vlm.runtimes.base import Facts, Runtime, VisionOutput, facts_from_manifest
+from vlm.runtimes.base import Runtime, VisionOutput
 
 MODEL = "model.pte"
 _ERROR_BYTES = 1024
@@ -63,7 +63,10 @@ class ExecutorchRuntime(Runtime):
         """Run vision tower and projector."""
         sizes = self._sizes
         if pixels.size != sizes.pixels:
-            raise UserError(f"{self.folder / MODEL}: {pixels.size} pixel values found, {sizes.pixels} expected.")
+            raise UserError(
+                f"{self.folder / MODEL}: {pixels.size} pixel values found, {sizes.pixels} expected: "
+                f"the manifest's preprocessing is not the program's. Export the artifact again."
+            )
         tokens = np.empty((sizes.vision_tokens, sizes.hidden), np.float32)  # [V, D]
         features = np.empty((sizes.patches, sizes.vision_width), np.float32)  # [P, vision_dim]
         self._call("encode_image", self._model, np.ascontiguousarray(pixels, np.float32), tokens, features)
@@ -82,7 +85,10 @@ class ExecutorchRuntime(Runtime):
     def forward(self, embeds: np.ndarray) -> np.ndarray:
         """Append embeddings and return the last logits."""
         if embeds.ndim != 2 or embeds.shape[1] != self._sizes.hidden:
-            raise UserError(f"{self.folder / MODEL}: embeds {embeds.shape} found, [N, {self._sizes.hidden}] expected.")
+            raise UserError(
+                f"{self.folder / MODEL}: embeds {embeds.shape} found, [N, {self._sizes.hidden}] expected. "
+                "Embed with this artifact's own `embed`."
+            )
         logits = np.empty(self._sizes.vocabulary, np.float32)  # [vocabulary]
         self._call("forward", self._model, np.ascontiguousarray(embeds, np.float32), len(embeds), logits)
         return logits
@@ -95,7 +101,15 @@ class ExecutorchRuntime(Runtime):
 
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, f"pocketvlm_{name}")(*arguments, self._error) != 0:
-            raise UserError(f"{self.folder / MODEL}: {self._error.value.decode(errors='replace')}.")
+            raise UserError(
+                f"{self.folder / MODEL}: {self._error.value.decode(errors='replace')}. Shorten the "
+                "prompt if it is too long, else export the artifact again."
+            )
+
+
+def prepare() -> None:
+    """Compile the engine if this machine has not done so yet (seconds)."""
+    build()
 
 
 def open(folder: Path, threads: int = 2) -> ExecutorchRuntime:
@@ -105,4 +119,4 @@ def open(folder: Path, threads: int = 2) -> ExecutorchRuntime:
         UserError: no valid artifact, no ExecuTorch wheel with a C++ runtime, no compiler, or an unreadable program.
     """
     manifest = read_manifest(folder)
-    return ExecutorchRuntime(folder, facts_from_manifest(folder, manifest), threads)
+    return ExecutorchRuntime(folder, manifest.facts(folder), threads)

@@ -16,7 +16,7 @@ from gguf.quants import dequantize
 
 from vlm.errors import UserError
 from vlm.manifest import read_manifest
-from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
+from vlm.runtimes.base import Runtime, VisionOutput
 
 DECODER = "decoder.gguf"
 VISION = "vision_encoder.onnx"
@@ -40,7 +40,7 @@ class LlamaCppRuntime(Runtime):
 
     def __init__(self, folder: Path, threads: int) -> None:
         manifest = read_manifest(folder)
-        self.folder, self.facts = folder, facts_from_manifest(folder, manifest)
+        self.folder, self.facts = folder, manifest.facts(folder)
         decoder = folder / DECODER
         silence()
         llama_cpp.llama_backend_init()

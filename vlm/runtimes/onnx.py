@@ -8,7 +8,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as problems
 
 from vlm.errors import UserError
 from vlm.manifest import read_manifest
-from vlm.runtimes.base import Runtime, VisionOutput, facts_from_manifest
+from vlm.runtimes.base import Runtime, VisionOutput
 
 VISION = "vision_encoder.onnx"
 EMBEDDING = "embed_tokens.onnx"
@@ -40,7 +40,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, folder: Path, threads: int) -> None:
         manifest = read_manifest(folder)
-        self.folder, self.facts = folder, facts_from_manifest(folder, manifest)
+        self.folder, self.facts = folder, manifest.facts(folder)
         self._vision, self._embedding, self._decoder = (
             _session(folder / file, threads) for file in (VISION, EMBEDDING, DECODER)
         )

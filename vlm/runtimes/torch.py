@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
-from vlm.runtimes.base import Facts, Runtime, VisionOutput
+from vlm.runtimes.base import Runtime, VisionOutput
 
 
 class TorchRuntime(Runtime):
@@ -18,16 +18,7 @@ class TorchRuntime(Runtime):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.folder = checkpoint.folder
         self.model = checkpoint.model
-        self.facts = Facts(
-            preprocessing=checkpoint.preprocessing,
-            template=checkpoint.template,
-            image_tokens=checkpoint.image_tokens,
-            image_token_id=checkpoint.image_token_id,
-            bos_id=checkpoint.bos_id,
-            eos_id=checkpoint.eos_id,
-            context_length=checkpoint.model.config.text_config.max_position_embeddings,
-            tokenizer=checkpoint.tokenizer_file,
-        )
+        self.facts = checkpoint.facts
         self.reset()
 
     @torch.inference_mode()

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from vlm.data.scenes.facts import ASKING, POOLS
 from vlm.data.scenes.question import CHOOSE, COUNTS, DESCRIBE, LETTERS, NO, NONCE, SHORT, YES, YES_OR_NO
 from vlm.data.scenes.scene import COLOURS, POSITIONS, SHAPES, SIZES, WORDS
+from vlm.prompts import v1
 
 # The v1 conversation around a question; the image's tokens stand between the two.
-BEFORE_IMAGE = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: "
-)
-AFTER_QUESTION = " ASSISTANT:"
+BEFORE_IMAGE, AFTER_IMAGE = v1("")
+AFTER_QUESTION = AFTER_IMAGE.removeprefix("\n")
 
 REPEATS_WORD, REPEATS_PUNCTUATED, REPEATS_PHRASE = 100, 10, 1
 PUNCTUATION = ".,?:"

@@ -46,11 +46,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Turn:
-    """One training question and answer; `needs_image` is False where the text alone holds the answer."""
+    """One training question and answer."""
 
     question: str
     answer: str
-    needs_image: bool
 
 
 def short_prompt(question: str) -> str:

@@ -36,7 +36,7 @@ def training_turns(scene: Scene, seed: int) -> list[Turn]:
             questions = BUILDERS[family](scene, rng, "")
             if family == "mmbench":
                 questions = rng.sample(questions, TRAINING_ROTATIONS)
-            turns += [Turn(question.prompt, question.answer, True) for question in questions]
+            turns += [Turn(question.prompt, question.answer) for question in questions]
     turns += [_letter_turn(rng) for _ in range(IMAGE_FREE_TURNS)]
     rng.shuffle(turns)
     return turns
@@ -47,18 +47,15 @@ def _letter_turn(rng: random.Random) -> Turn:
     pool = rng.choice((COLOURS, SHAPES, POSITIONS, WORDS))
     answer = rng.choice(pool)
     options = with_distractors(answer, pool, rng.choice((2, 3, 4)), rng)
-    return Turn(choice_prompt(f"Which option is {answer}?", options), LETTERS[options.index(answer)], False)
+    return Turn(choice_prompt(f"Which option is {answer}?", options), LETTERS[options.index(answer)])
 
 
-def caption(scene: Scene, rng: random.Random | None = None) -> str:
+def caption(scene: Scene) -> str:
     """All that a scene shows, e.g. "small red circle top left, large blue star center, word cat bottom right."
 
-    Args:
-        rng: shuffles the order; without it the things come row by row and the label last.
+    The things come row by row and the label last.
     """
     parts = [f"{thing.size} {thing.colour} {thing.shape} {POSITIONS[thing.cell]}" for thing in scene.things]
     if scene.label is not None:
         parts.append(f"{scene.label.kind} {scene.label.text} {POSITIONS[scene.label.cell]}")
-    if rng is not None:
-        rng.shuffle(parts)
     return ", ".join(parts) + "."

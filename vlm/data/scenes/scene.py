@@ -21,8 +21,7 @@ POPULAR_SHARE = 0.3
 LABEL_SHARE = 0.75
 MAX_THINGS = 4
 
-# Seed ranges of the splits; a scene is its seed, so disjoint ranges are disjoint splits.
-TRAIN_START = 0
+# First seeds of the splits; training scenes start at 0. A scene is its seed, so disjoint ranges are disjoint splits.
 VALIDATION_START = 900_000
 TEST_START = 950_000
 TOWER_START = 2_000_000
@@ -60,7 +59,7 @@ def make_scene(seed: int, *, crowded: bool = False) -> Scene:
     """The scene of a seed, the same on every machine.
 
     Args:
-        seed: which scene, 0 or more; the ranges of the splits are TRAIN_START ... TOWER_START.
+        seed: which scene, 0 or more; VALIDATION_START, TEST_START and TOWER_START begin splits.
         crowded: fill eight cells with things, which shows the vision tower three times as many per picture; such
             scenes are for training the tower alone.
     """

@@ -1,0 +1,46 @@
+"""Overrides reach every value of a configuration, and one that cannot says what to type."""
+
+from pathlib import Path
+
+import pytest
+
+from vlm.config import Config
+from vlm.errors import UserError
+
+
+class Stage(Config):
+    steps: int
+    rate: float = 1.0
+
+
+class Run(Config):
+    stages: list[Stage]
+    name: str = "x"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("stages: [{steps: 1}, {steps: 2}]\n")
+    return path
+
+
+def test_an_override_reaches_an_item_of_a_list(file: Path) -> None:
+    found = Run.load(file, ["stages.1.steps=10", "stages.0.rate=0.5", "name=y"])
+    assert found.stages == [Stage(steps=1, rate=0.5), Stage(steps=10)] and found.name == "y"
+    assert Run.load(file, ["stages=[]"]).stages == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.2.steps=1", "'2' found .* a number from 0 to 1 expected"),
+        ("stages.first.steps=1", "'first' found .* a number from 0 to 1 expected"),
+        ("stages.0.steps.x=1", "'steps' is a single value"),
+        ("stages.0.stepps=1", "unknown key 'stages.0.stepps'. Did you mean 'steps'"),
+        ("stages", r"expected key=value, for example bench\.scenes=50"),
+    ],
+)
+def test_an_override_that_cannot_be_is_explained(file: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Run.load(file, [override])
