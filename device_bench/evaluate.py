@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image
 
 from device_bench.resampling import image_sums, interval, resampled_weights
-from device_bench.tasks import scenes
-from device_bench.tasks.base import FAMILIES, BenchQuestion, Sample, Task, TaskScore, cluster
+from device_bench.tasks.base import BenchQuestion, Sample, Task, TaskScore, cluster
+from vlm.data.records import load_image
+from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
 from vlm.folders import write_atomic
-from vlm.registry import load
+from vlm.registry import did_you_mean, load, names
 from vlm.runtimes.base import Runtime, VisionOutput
 
-scenes_questions = scenes.questions
+TASKS = "device_bench.tasks"
 
 
 class Average(TypedDict):
@@ -44,22 +45,52 @@ def task(family: str) -> Task:
     Raises:
         UserError: there is none of that name.
     """
-    module: Task = load("device_bench.tasks", family)
+    module: Task = load(TASKS, family)
     return module
 
 
-def picture(image: str) -> Image.Image:
-    """Open the picture that a question names: a scene ("scenes:950001") or a file.
+@cache
+def families() -> tuple[str, ...]:
+    """Every family whose answers can be graded, in the order in which scores are listed."""
+    found = [name for name in names(TASKS) if hasattr(load(TASKS, name), "counts")]
+    return (*FAMILIES, *(name for name in found if name not in FAMILIES))
+
+
+def questions(tasks: Sequence[str], scenes: int) -> list[BenchQuestion]:
+    """Everything that some benchmarks ask.
+
+    Args:
+        tasks: modules of device_bench.tasks that have `questions(count)`.
+        scenes: how many test images of a benchmark that draws its own.
+    Raises:
+        UserError: there is no such benchmark, or it only grades answers and has no questions here.
+    """
+    asked: list[BenchQuestion] = []
+    for name in tasks:
+        asked += asking(name).questions(scenes)
+    return asked
+
+
+def scenes_questions(count: int) -> list[BenchQuestion]:
+    """Everything that the built-in benchmark asks about its first `count` test scenes."""
+    return questions(["scenes"], count)
+
+
+def asking(name: str) -> ModuleType:
+    """The module of a benchmark that asks questions.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: there is no such benchmark, or it only grades answers and has no questions here.
     """
-    if image.startswith(scenes.PREFIX):
-        return scenes.picture(image)
-    try:
-        return Image.open(image).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{image}: not a readable image ({error}). Check the data folder.") from error
+    known = [other for other in names(TASKS) if hasattr(load(TASKS, other), "questions")]
+    if name in known:
+        return load(TASKS, name)
+    if name in names(TASKS):
+        raise UserError(
+            f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. To score answers that "
+            f"exist: pocketvlm eval --tasks {name} --predictions FILE --data DIR."
+        )
+    raise UserError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
 
 
 def grade(question: BenchQuestion, answer: str, ms: float = 0.0) -> Sample:
@@ -100,7 +131,7 @@ def evaluate(
 
 
 def _encode(runtime: Runtime, image: str) -> VisionOutput | None:
-    return runtime.encode_image(runtime.pixels(picture(image))) if image else None
+    return runtime.encode_image(runtime.pixels(load_image(image))) if image else None
 
 
 class ImageSums:
@@ -111,7 +142,8 @@ class ImageSums:
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.families = [family for family in FAMILIES if any(sample.family == family for sample in samples)]
+        asked = {sample.family for sample in samples}
+        self.families = [family for family in families() if family in asked]
         self.images = sorted({cluster(sample) for sample in samples})
         place = {image: index for index, image in enumerate(self.images)}
         strata: list[list[str]] = [[] for _ in self.images]
@@ -138,9 +170,9 @@ def score(samples: Sequence[Sample]) -> Accuracy:
     Raises:
         UserError: there are no samples, or one has an unknown family.
     """
-    for family in {sample.family for sample in samples} - set(FAMILIES):
+    for family in {sample.family for sample in samples} - set(families()):
         task(family)
-        raise UserError(f"{family!r} is a set of questions, not a family of them. Families: {', '.join(FAMILIES)}.")
+        raise UserError(f"{family!r} is a set of questions, not a family of them. Families: {', '.join(families())}.")
     if not samples:
         raise UserError("no answers to score: the file or the selection of tasks is empty.")
     table = ImageSums(samples)

@@ -12,26 +12,28 @@ from pathlib import Path
 from rich.table import Table
 
 from device_bench.judge import (
-    LATENCY,
     PRESENCE,
     Allowances,
     Check,
     Entry,
-    Record,
     State,
+    Tree,
     accuracy_checks,
     latency_checks,
     memory_check,
     parity_check,
     size_check,
 )
+from device_bench.metrics import LATENCY_NAMES
 from vlm.errors import UserError
+from vlm.folders import write_atomic
 
 SEVERITY: tuple[State, ...] = ("regression", "cannot judge", "pass")
 EXIT_CODES: dict[State, int] = {"pass": 0, "regression": 1, "cannot judge": 2}
 # What a baseline in git keeps of an artifact and of a bench: all that the gate reads but samples and answers.
 ARTIFACT_KEYS = ("name", "format", "precision", "bytes", "parity")
-BENCH_KEYS = ("device", "valid", "invalid_because", *LATENCY, "peak_rss_mb", "accuracy", "reasons")
+BENCH_KEYS = ("device", "valid", "invalid_because", *LATENCY_NAMES, "peak_rss_mb", "accuracy", "reasons")
+GATE = Path("stages") / "gate.json"  # where a run folder keeps its last verdict
 COLUMNS = ("what", "metric", "baseline", "new", "change", "allowed", "verdict")
 
 
@@ -60,7 +62,7 @@ class Verdict:
         bad = [check for state in SEVERITY[:2] for check in self.checks if check.state == state]
         return [_line(check) for check in bad] or ([] if self.checks else ["the baseline holds nothing to compare"])
 
-    def record(self) -> Record:
+    def record(self) -> Tree:
         """The plain values that report.json holds under "gate"."""
         return {
             "verdict": self.state,
@@ -71,7 +73,7 @@ class Verdict:
         }
 
 
-def gate(new: Record | Path, baseline: Path, allowances: Allowances, folder: Path | None = None) -> Verdict:
+def gate(new: Tree | Path, baseline: Path, allowances: Allowances, folder: Path | None = None) -> Verdict:
     """Compare a report with a baseline.
 
     Args:
@@ -98,7 +100,30 @@ def gate(new: Record | Path, baseline: Path, allowances: Allowances, folder: Pat
     return Verdict([check for check in checks if check.group not in ignored], ignored, notes)
 
 
-def read_report(path: Path) -> tuple[Record, Path]:
+def save(verdict: Verdict, new: Path) -> None:
+    """Put a verdict into the report it is about, as "gate".
+
+    Where the report lies in a run folder (runs/<name>/report), the run keeps the verdict too, in stages/gate.json:
+    reports drawn later show it as long as nothing is measured anew.
+
+    Args:
+        verdict: from `gate`.
+        new: the judged report.json, or the folder it lies in.
+    Raises:
+        UserError: the report is missing, broken or of another schema.
+    """
+    report, folder = read_report(new)
+    record, stages = verdict.record(), folder.parent / GATE.parent
+    report["gate"] = record
+    report["reasons"] = {key: why for key, why in report.get("reasons", {}).items() if key != "gate"}
+    file = folder / "report.json" if new.is_dir() else new
+    write_atomic(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if stages.is_dir():
+        judged = (report.get("run") or {}).get("created")
+        write_atomic(folder.parent / GATE, json.dumps({"judged": judged, "gate": record}, indent=1) + "\n")
+
+
+def read_report(path: Path) -> tuple[Tree, Path]:
     """Read a report.json and say in which folder it lies.
 
     Raises:
@@ -117,7 +142,7 @@ def read_report(path: Path) -> tuple[Record, Path]:
     return tree, file.parent
 
 
-def slim(report: Record) -> Record:
+def slim(report: Tree) -> Tree:
     """The part of a report that a baseline in git needs: what the gate and README.md's figures are made from, without
     paths to samples and answers."""
     artifacts = [
@@ -137,7 +162,7 @@ def slim(report: Record) -> Record:
     }
 
 
-def artifact_name(artifact: Record) -> str:
+def artifact_name(artifact: Tree) -> str:
     """The folder's name, "<format>-<precision>"."""
     return str(artifact.get("name") or f"{artifact['format']}-{artifact['precision']}")
 
@@ -145,7 +170,7 @@ def artifact_name(artifact: Record) -> str:
 Folders = tuple[Path | None, Path | None]  # where the baseline and the new report lie
 
 
-def _artifact_checks(old: Record, new: Record | None, folders: Folders, allowances: Allowances) -> list[Check]:
+def _artifact_checks(old: Tree, new: Tree | None, folders: Folders, allowances: Allowances) -> list[Check]:
     name = artifact_name(old)
     if new is None:
         return [_missing(name, "the new report has no such artifact")]
@@ -156,7 +181,7 @@ def _artifact_checks(old: Record, new: Record | None, folders: Folders, allowanc
 
 
 def _bench_checks(
-    name: str, old: Record, candidates: list[Record], folders: Folders, allowances: Allowances
+    name: str, old: Tree, candidates: list[Tree], folders: Folders, allowances: Allowances
 ) -> list[Check]:
     device = old["device"]
     where = f"{name} on {device.get('name') or device.get('kind')}"
@@ -173,7 +198,7 @@ def _bench_checks(
     ]
 
 
-def _counterpart(device: Record, candidates: list[Record]) -> Record | None:
+def _counterpart(device: Tree, candidates: list[Tree]) -> Tree | None:
     """The bench on the same device, else the only one on a device of the same kind."""
     same = [b for b in candidates if all(b["device"].get(key) == device.get(key) for key in ("name", "soc"))]
     alike = [b for b in candidates if b["device"].get("kind") == device.get("kind")]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from device_bench.evaluate import load_answers
+from device_bench.metrics import LATENCIES, Metric
 from device_bench.resampling import Z95
 from device_bench.stats import holm, paired_difference
 from vlm.config import Config
@@ -16,11 +17,9 @@ from vlm.config import Config
 Group = Literal["accuracy", "parity", "latency", "memory", "size"]
 PRESENCE: Literal["presence"] = "presence"  # the group of what is missing or invalid; it cannot be ignored
 State = Literal["pass", "regression", "cannot judge"]
-Record = dict[str, Any]
+Tree = dict[str, Any]
 ALPHA = 0.05
 NOISE = "too few samples to tell it from noise"
-# Whether more is better, for the numbers that latency is made of.
-LATENCY = {"vision_ms": False, "ttft_ms": False, "prefill_tok_s": True, "decode_tok_s": True}
 # Standard error of a median from the median absolute deviation, for n normal values: 1.2533 * 1.4826 / sqrt(n).
 _MEDIAN_ERROR = 1.2533 * 1.4826
 
@@ -57,7 +56,7 @@ class Check:
 class Entry:
     """Something with an accuracy (a bench, a model) in a report that lies in `folder`."""
 
-    record: Record
+    record: Tree
     folder: Path | None
 
     def answers(self) -> Path | None:
@@ -103,7 +102,7 @@ def accuracy_checks(where: str, old: Entry, new: Entry, allowances: Allowances) 
 Found = tuple[float, Sequence[float], float]  # points, 95 % interval, two-sided p
 
 
-def _differences(before: Record, after: Record, old: Path | None, new: Path | None) -> tuple[dict[str, Found], str]:
+def _differences(before: Tree, after: Tree, old: Path | None, new: Path | None) -> tuple[dict[str, Found], str]:
     """The difference of the average and each benchmark, and how it was found."""
     if old and new:
         paired = paired_difference(load_answers(old), load_answers(new))
@@ -112,12 +111,12 @@ def _differences(before: Record, after: Record, old: Path | None, new: Path | No
     return {name: _unpaired(_score(before, name), _score(after, name)) for name in names}, "by intervals"
 
 
-def _score(accuracy: Record, name: str) -> Record:
-    found: Record = accuracy["avg"] if name == "avg" else accuracy["tasks"][name]
+def _score(accuracy: Tree, name: str) -> Tree:
+    found: Tree = accuracy["avg"] if name == "avg" else accuracy["tasks"][name]
     return found
 
 
-def _other_data(before: Record, after: Record) -> str:
+def _other_data(before: Tree, after: Tree) -> str:
     """Why two accuracies were not measured on the same questions by the same rules; "" if they were."""
     old, new = before["tasks"], after["tasks"]
     if old.keys() != new.keys():
@@ -132,7 +131,7 @@ def _other_data(before: Record, after: Record) -> str:
     return ""
 
 
-def _unpaired(old: Record, new: Record) -> Found:
+def _unpaired(old: Tree, new: Tree) -> Found:
     """Difference in points, its 95 % interval and two-sided p from two intervals, taken as independent and normal."""
     points = new["score"] - old["score"]
     half = math.hypot(*((side["ci95"][1] - side["ci95"][0]) / 2 for side in (old, new)))
@@ -140,7 +139,7 @@ def _unpaired(old: Record, new: Record) -> Found:
     return points, (points - half, points + half), p
 
 
-def parity_check(where: str, old: Record, new: Record) -> list[Check]:
+def parity_check(where: str, old: Tree, new: Tree) -> list[Check]:
     """A proof of parity that passed must pass again."""
     before, after = old.get("parity"), new.get("parity")
     if not before or not before.get("passed"):
@@ -153,12 +152,12 @@ def parity_check(where: str, old: Record, new: Record) -> list[Check]:
     return [Check(where, "parity", "ladder", *values, None, "cosine", None, state, why)]
 
 
-def size_check(where: str, old: Record, new: Record, allowances: Allowances) -> list[Check]:
+def size_check(where: str, old: Tree, new: Tree, allowances: Allowances) -> list[Check]:
     """Bytes of the artifact."""
     return _growth(where, "size", "bytes", old, new, allowances.max_size_growth)
 
 
-def memory_check(where: str, old: Record, new: Record, allowances: Allowances) -> list[Check]:
+def memory_check(where: str, old: Tree, new: Tree, allowances: Allowances) -> list[Check]:
     """Peak RSS, comparable between devices of one kind."""
     kinds = [side["device"].get("kind") for side in (old, new)]
     if kinds[0] != kinds[1] and old.get("peak_rss_mb") is not None:
@@ -167,35 +166,37 @@ def memory_check(where: str, old: Record, new: Record, allowances: Allowances) -
     return _growth(where, "memory", "peak_rss_mb", old, new, allowances.max_memory_growth)
 
 
-def latency_checks(where: str, old: Record, new: Record, allowances: Allowances) -> Iterator[Check]:
+def latency_checks(where: str, old: Tree, new: Tree, allowances: Allowances) -> Iterator[Check]:
     """Medians of the latencies, on the same device only; a slowdown must also exceed the noise of both medians."""
     devices = [(side["device"].get("name"), side["device"].get("soc")) for side in (old, new)]
-    for metric, more_is_better in LATENCY.items():
-        before, after = old.get(metric), new.get(metric)
+    for metric in LATENCIES:
+        before, after = old.get(metric.name), new.get(metric.name)
         if before is None:
             continue
         values = before["p50"], after["p50"] if after else None
         if devices[0] != devices[1]:
             yield _unknown(
-                where, "latency", metric, *values, f"other device: {_name(devices[0])}, now {_name(devices[1])}"
+                where, "latency", metric.name, *values, f"other device: {_name(devices[0])}, now {_name(devices[1])}"
             )
         elif after is None:
-            yield _unknown(where, "latency", metric, *values, _reason(new, metric))
+            yield _unknown(where, "latency", metric.name, *values, _reason(new, metric.name))
         else:
-            yield _latency_check(where, metric, before, after, more_is_better, allowances.max_slowdown)
+            yield _latency_check(where, metric, before, after, allowances.max_slowdown)
 
 
-def _latency_check(where: str, metric: str, old: Record, new: Record, more_is_better: bool, allowed: float) -> Check:
-    slow, fast = (old, new) if more_is_better else (new, old)
+def _latency_check(where: str, metric: Metric, old: Tree, new: Tree, allowed: float) -> Check:
+    slow, fast = (old, new) if metric.more_is_better else (new, old)
     slowdown = 100 * (slow["p50"] / fast["p50"] - 1)
     error = math.hypot(*(_MEDIAN_ERROR * side["mad"] / math.sqrt(side["n"]) for side in (old, new)))
     beyond_noise = abs(new["p50"] - old["p50"]) > Z95 * error
     state: State = "pass" if slowdown <= allowed else "regression" if beyond_noise else "cannot judge"
     why = NOISE if state == "cannot judge" else ""
-    return Check(where, "latency", metric, old["p50"], new["p50"], round(slowdown, 1), "% slower", allowed, state, why)
+    return Check(
+        where, "latency", metric.name, old["p50"], new["p50"], round(slowdown, 1), "% slower", allowed, state, why
+    )
 
 
-def _growth(where: str, group: Group, metric: str, old: Record, new: Record, allowed: float) -> list[Check]:
+def _growth(where: str, group: Group, metric: str, old: Tree, new: Tree, allowed: float) -> list[Check]:
     before, after = old.get(metric), new.get(metric)
     if not before:
         return []
@@ -210,7 +211,7 @@ def _unknown(where: str, group: Group, metric: str, old: float | None, new: floa
     return Check(where, group, metric, old, new, None, "", None, "cannot judge", why)
 
 
-def _reason(record: Record, metric: str) -> str:
+def _reason(record: Tree, metric: str) -> str:
     return str((record.get("reasons") or {}).get(metric) or "not measured in the new run")
 
 

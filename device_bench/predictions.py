@@ -14,11 +14,10 @@ from typing import Any
 
 from device_bench.evaluate import Accuracy, grade, score
 from device_bench.tasks.base import BenchQuestion, Sample
+from vlm.data.scenes.question import SHORT, YES_OR_NO
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
 
-SHORT = "Answer the question using a single word or phrase."
-YES_OR_NO = "Please answer yes or no."
 _OPTION = re.compile(r"^([A-E])\. (.*)$", re.MULTILINE)
 
 
@@ -66,12 +65,18 @@ def read_pope(predictions: Path, data: Path) -> tuple[list[Sample], dict[str, An
     for row in _lines(predictions):
         question = asked.get(row["question_id"])
         if question is None:
-            raise UserError(f"{predictions}: question_id {row['question_id']!r} is not in llava_pope_test.jsonl.")
+            raise UserError(
+                f"{predictions}: question_id {row['question_id']!r} is not in llava_pope_test.jsonl. Give "
+                "the folder of the questions that were answered with --data."
+            )
         text, setting = question["text"].replace(SHORT, "").strip(), question["category"]
         label = labels.get((setting, question["image"], text))
         if label is None:
             where = f"{setting} {question['image']} {text!r}"
-            raise UserError(f"{data}: no label for {where}: the labels are another version of POPE.")
+            raise UserError(
+                f"{data}: no label for {where}: the labels are another version of POPE. Give the one "
+                "whose questions were answered with --data."
+            )
         name = str(row["question_id"])
         asked_now = BenchQuestion(name, question["image"], "pope", "coco", setting, name, question["text"], label)
         samples.append(grade(asked_now, row["text"]))
@@ -96,7 +101,10 @@ def read_scienceqa(predictions: Path, data: Path) -> tuple[list[Sample], dict[st
         question = BenchQuestion(name, image, "scienceqa", kind, "", name, prompt, truth, options)
         samples.append(grade(question, answers.pop(name, "FAILED")))
     if answers:
-        raise UserError(f"{predictions}: question {next(iter(answers))!r} is not in {data}'s test split.")
+        raise UserError(
+            f"{predictions}: question {next(iter(answers))!r} is not in {data}'s test split. Give the "
+            "folder of the questions that were answered with --data."
+        )
     return samples, {"questions": len(samples), "with_image": sum(bool(sample.image) for sample in samples)}
 
 
@@ -152,7 +160,10 @@ def _mme_results(folder: Path) -> Iterator[MmeRow]:
             cells = line.split("\t")
             if len(cells) != 4 or cells[2].lower() not in ("yes", "no"):
                 expected = "image, question, Yes or No, answer between tabs"
-                raise UserError(f"{path}:{number}: expected {expected}; found {line!r}.")
+                raise UserError(
+                    f"{path}:{number}: expected {expected}; found {line!r}. Run the "
+                    "model on MME again, or repair the line."
+                )
             image, question, truth, answer = cells
             yield path.stem, image, question, truth, answer
 
@@ -197,23 +208,28 @@ def _find(data: Path, name: str) -> Path:
 
 def _json(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file. Correct the path of --predictions or --data.")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}).") from error
+        raise UserError(f"{path}: not JSON ({error}). Download or write the file again.") from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file. Correct the path of --predictions or --data.")
     for number, line in enumerate(path.read_text().split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not a JSON line ({error}).") from error
+            raise UserError(
+                f"{path}:{number}: not a JSON line ({error}). Write the answers again, one object a line."
+            ) from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: a JSON object was expected, found {type(row).__name__}.")
+            raise UserError(
+                f"{path}:{number}: a JSON object was expected, found {type(row).__name__}. "
+                "Write the answers again, one object a line."
+            )
         yield row

@@ -9,17 +9,15 @@ from typing import Any
 
 from device_bench.config import BenchConfig
 from device_bench.measure import latency_stats, summarise
+from device_bench.metrics import MEASURED, NAMES
 from device_bench.telemetry import Identity
-from device_bench.worker import TRAINING_LIBRARIES
+from device_bench.worker import FORBIDDEN
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import sha256, write_atomic
 from vlm.manifest import MANIFEST, read_manifest
 
-FORBIDDEN = ("torch", "transformers")
 CROWDED = 0.25
 EMULATED = "needs macOS: here the Core ML program is interpreted, which says nothing about its speed or memory"
-LATENCY = ("vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")
-MEASURED = ("load_ms", *LATENCY, "peak_rss_mb", "energy_j", "thermal", "accuracy")
 
 
 class Recorder:
@@ -47,7 +45,7 @@ class Recorder:
         self._values: dict[str, Any] = dict.fromkeys(MEASURED)
         self._reasons = {"energy_j": "this machine has no power sensor that the bench reads"}
         self._raw: dict[str, Any] = {"load_ms": []}
-        self._imported: dict[str, bool | None] = dict.fromkeys(TRAINING_LIBRARIES)  # None until a process has told
+        self._imported: dict[str, bool | None] = dict.fromkeys(FORBIDDEN)  # None until a process has told
         self._state: dict[str, Any] = {"before": None, "after": None}
         self._notes: list[str] = []
         self._engine: str | None = None
@@ -93,7 +91,7 @@ class Recorder:
 
     def _record_load(self, found: dict[str, Any]) -> None:
         if self._emulated:
-            self._reasons |= dict.fromkeys(("load_ms", *LATENCY, "peak_rss_mb", "thermal"), EMULATED)
+            self._reasons |= dict.fromkeys((*NAMES, "thermal"), EMULATED)
             return
         self._raw["load_ms"].append(found["load_ms"])
         self._values["load_ms"] = summarise(self._raw["load_ms"]).p50

@@ -7,9 +7,9 @@ from typing import Any
 from device_bench.config import BenchConfig
 from device_bench.devices import open_device
 from device_bench.devices.base import Device
+from device_bench.evaluate import asking
 from device_bench.result import Recorder, describe
 from vlm.errors import CheckFailed, UserError
-from vlm.registry import did_you_mean
 
 Progress = Callable[[float, str], None]
 
@@ -18,8 +18,7 @@ def silent(fraction: float, message: str) -> None:
     """Progress that nobody watches."""
 
 
-TASKS = ("scenes",)
-JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "scenes", "max_new_tokens"}
+JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "scenes", "max_new_tokens"}
 # Share of an artifact's time that each pass takes, for the progress bar.
 SHARES = {"load": 0.1, "latency": 0.15, "memory": 0.05, "accuracy": 0.7}
 
@@ -78,6 +77,9 @@ def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
     """Run the passes in their order and record each as soon as it is there."""
     config, name = recorder.config, recorder.name
     job = {"artifact": device.push(recorder.artifact), **config.model_dump(include=JOB_SETTINGS)}
+    # Once, and untimed: whether every file is whole, and what the engine compiles on first use.
+    prepare = {**job, "kind": "prepare", "threads": config.threads}
+    _run(device, prepare, recorder, within(on_progress, 0, 1, 0, f"{name}: "))
     done = 0.0
     for kind, share in SHARES.items():
         repeats = config.cold_loads if kind == "load" else 1
@@ -106,5 +108,4 @@ def _check(config: BenchConfig, artifacts: list[Path]) -> None:
     for artifact in artifacts:
         describe(artifact)  # a damaged one is found before the first is measured
     for task in config.tasks:
-        if task not in TASKS:
-            raise UserError(f"unknown task {task!r}.{did_you_mean(task, TASKS)} Known: {', '.join(TASKS)}.")
+        asking(task)

@@ -11,7 +11,6 @@ import numpy as np
 
 from device_bench.evaluate import ImageSums
 from device_bench.resampling import LEVEL, bootstrap_p, percentiles, resampled_weights
-from device_bench.resampling import wilson as wilson
 from device_bench.tasks.base import Sample
 from vlm.errors import UserError
 

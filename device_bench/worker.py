@@ -19,17 +19,18 @@ from device_bench.tasks.base import Sample
 from device_bench.telemetry import OtherLoad, machine_state, status_mb
 from vlm.config import Config
 from vlm.data.scenes.draw import render
+from vlm.data.scenes.question import DESCRIBE
 from vlm.data.scenes.scene import TEST_START, make_scene
 from vlm.errors import UserError
 from vlm.folders import write_atomic
-from vlm.runtimes import open_runtime
+from vlm.runtimes import open_runtime, prepare
 from vlm.runtimes.base import Runtime
 
-TRAINING_LIBRARIES = ("torch", "transformers", "deepspeed")
-REQUEST = "Describe the image."
+# Training libraries: no artifact's process may have imported one; the engine torch, which runs checkpoints, may.
+FORBIDDEN = ("torch", "transformers", "deepspeed")
 USER_ERROR = 2
 
-Pass = Literal["load", "latency", "memory", "accuracy"]
+Pass = Literal["prepare", "load", "latency", "memory", "accuracy"]
 Progress = Callable[[float, str], None]
 
 
@@ -43,6 +44,7 @@ class Job(Config):
     warmup: int
     iterations: int
     decode_tokens: int
+    tasks: list[str]
     scenes: int
     max_new_tokens: int
     answers: Path  # written by the accuracy pass as it goes
@@ -62,7 +64,14 @@ def main(job_file: Path) -> int:
 
 
 def run(job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Open the artifact and run one pass; the result says which training libraries ended up in this process."""
+    """Open the artifact and run one pass, or only prepare it.
+
+    The result says which training libraries ended up in this process.
+    """
+    if job.kind == "prepare":
+        on_progress(0.0, "checking files")
+        prepare(job.artifact)
+        return {"prepared": True}
     on_progress(0.0, f"{job.kind}: loading")
     before = time.perf_counter()
     runtime = open_runtime(job.artifact, job.threads)
@@ -70,7 +79,7 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     load_ms = (time.perf_counter() - before) * 1e3
     result = PASSES[job.kind](runtime, job, on_progress)
     runtime.close()
-    imported = {name: name in sys.modules for name in TRAINING_LIBRARIES}
+    imported = {name: name in sys.modules for name in FORBIDDEN}
     return {"engine": runtime.engine, "emulated": runtime.emulated, "load_ms": load_ms, "imported": imported, **result}
 
 
@@ -94,19 +103,19 @@ def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 
 
 def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Answer the built-in benchmark, image by image; every answer is on the disk before the next image."""
+    """Answer the benchmarks, image by image; every answer is on the disk before the next image."""
     # Here, so that the benchmarks do not count into the memory of the other passes.
-    from device_bench.evaluate import evaluate, scenes_questions, score
+    from device_bench.evaluate import evaluate, questions, score
 
-    questions = scenes_questions(job.scenes)
+    asked = questions(job.tasks, job.scenes)
     samples: list[Sample] = []
     with job.answers.open("w") as file:
-        for _, group in groupby(questions, key=lambda question: question.image):
+        for _, group in groupby(asked, key=lambda question: question.image):
             answered = evaluate(runtime, list(group), job.max_new_tokens)
             file.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in answered)
             file.flush()
             samples += answered
-            on_progress(len(samples) / len(questions), f"accuracy: {len(samples)} of {len(questions)} questions")
+            on_progress(len(samples) / len(asked), f"accuracy: {len(samples)} of {len(asked)} questions")
     return {"accuracy": score(samples)}
 
 
@@ -119,7 +128,7 @@ PASSES: dict[Pass, Callable[[Runtime, Job, Progress], dict[str, Any]]] = {
 
 
 def _work(job: Job) -> Work:
-    return Work(render(make_scene(TEST_START)), REQUEST, job.decode_tokens)
+    return Work(render(make_scene(TEST_START)), DESCRIBE, job.decode_tokens)
 
 
 def _claim_stdout() -> TextIO:

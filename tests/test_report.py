@@ -12,7 +12,6 @@ import pytest
 
 from device_bench.evaluate import load_answers, save_answers
 from device_bench.report import build, write
-from device_bench.report.artifacts import within_bar
 from device_bench.report.charts import accuracy_points
 from device_bench.report.compare import changed_answers, difference
 from device_bench.report.markdown import markdown
@@ -22,6 +21,7 @@ from device_bench.report.training import thin
 from device_bench.report.write import raw_samples
 from device_bench.stats import paired_difference
 from tests.report_fixture import NEEDS_MACOS, make_run, write_json
+from vlm.bars import accuracy_verdict
 from vlm.errors import UserError
 
 SOME = ("onnx-fp32", "onnx-int4", "coreml-fp16")
@@ -131,10 +131,10 @@ def test_the_ladder_ends_with_task_accuracy(own_run: Path) -> None:
 
 
 def test_a_loss_within_the_noise_is_no_failure_and_no_pass() -> None:
-    found = {"points": -1.4, "ci95": [-2.5, -0.3]}
-    assert within_bar(found, "fp16") is None
-    assert within_bar(found, "int4") is True
-    assert within_bar({**found, "ci95": [-2.5, -1.1]}, "fp16") is False
+    found = -1.4, [-2.5, -0.3]
+    assert accuracy_verdict(*found, "fp16") == "unknown"
+    assert accuracy_verdict(*found, "int4") == "pass"
+    assert accuracy_verdict(found[0], [-2.5, -1.1], "fp16") == "fail"
 
 
 def test_failures_come_first_in_markdown_and_headline(own_run: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from device_bench.evaluate import grade, scenes_questions, score
-from device_bench.resampling import interval, resampled_weights
-from device_bench.stats import holm, mcnemar, paired_difference, paired_seeds, t_interval, t_quantile, wilson
+from device_bench.resampling import interval, resampled_weights, wilson
+from device_bench.stats import holm, mcnemar, paired_difference, paired_seeds, t_interval, t_quantile
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.errors import UserError
 

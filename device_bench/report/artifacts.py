@@ -1,27 +1,23 @@
 """The artifacts of a run: size, proof of parity, and what each device measured."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from device_bench.evaluate import load_answers
+from device_bench.metrics import MEASURED
 from device_bench.report import wording
 from device_bench.report.compare import changed_answers, checkpoint_answers, difference
-from device_bench.report.sources import Record, read_json, result_files
+from device_bench.report.sources import Tree, read_json, result_files
 from device_bench.tasks.base import Sample
+from vlm.bars import accuracy_bar, accuracy_verdict, is_four_bit
 from vlm.manifest import MANIFEST
 
-# Points an artifact may lose against the torch student: 8 bits or wider, and 4 bits.
-WIDE_BAR, FOUR_BIT_BAR = -1.0, -3.0
 FORMATS = ("onnx", "executorch", "coreml", "gguf")
-LATENCIES = ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")
-MEASURED = (*LATENCIES, "peak_rss_mb", "energy_j", "thermal", "accuracy")
-_FOUR_BIT = re.compile(r"int4|q4|4w")
 NO_MANIFEST = "the artifact's folder is not here, only its results"
 NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
 
 
-def artifact_records(run: Path) -> list[Record]:
+def artifact_records(run: Path) -> list[Tree]:
     """Every artifact of a run folder with its benches, in the order of the folders' names.
 
     Args:
@@ -34,7 +30,7 @@ def artifact_records(run: Path) -> list[Record]:
     records = []
     for name in names:
         own = [_bench(run, path, result, reference) for path, result in results if result["artifact"]["name"] == name]
-        first: Record = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
+        first: Tree = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
         record = _artifact(name, manifests.get(name), first, own)
         records.append({**record, "run": run.resolve().name})
     return records
@@ -46,27 +42,11 @@ def _order(name: str) -> tuple[int, bool, str]:
     return FORMATS.index(format_) if format_ in FORMATS else len(FORMATS), is_four_bit(name), name
 
 
-def is_four_bit(precision: str) -> bool:
-    """Whether a precision's name says that the decoder's weights have four bits."""
-    return _FOUR_BIT.search(precision) is not None
-
-
-def accuracy_bar(precision: str) -> float:
-    """Points the artifact may lose against the torch student, as a negative number."""
-    return FOUR_BIT_BAR if is_four_bit(precision) else WIDE_BAR
-
-
-def within_bar(found: Record, precision: str) -> bool | None:
-    """Whether a paired difference keeps its bar; None where it lies below but its interval still reaches the bar."""
-    bar = accuracy_bar(precision)
-    return True if found["points"] >= bar else None if found["ci95"][1] >= bar else False
-
-
-def _artifact(name: str, manifest: Record | None, measured: Record, benches: list[Record]) -> Record:
+def _artifact(name: str, manifest: Tree | None, measured: Tree, benches: list[Tree]) -> Tree:
     source = manifest or measured
     size = sum(file["bytes"] for file in manifest["files"]) if manifest else measured.get("bytes")
     parity = _parity(manifest, source.get("precision", name), benches)
-    record: Record = {
+    record: Tree = {
         "name": name,
         "format": source.get("format"),
         "precision": source.get("precision"),
@@ -83,9 +63,9 @@ def _artifact(name: str, manifest: Record | None, measured: Record, benches: lis
     return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
 
 
-def _parity(manifest: Record | None, precision: str, benches: list[Record]) -> Record | None:
+def _parity(manifest: Tree | None, precision: str, benches: list[Tree]) -> Tree | None:
     """The manifest's ladder, with the rung of task accuracy taken from the bench where the export could not know it."""
-    parity: Record | None = manifest["parity"] if manifest else None
+    parity: Tree | None = manifest["parity"] if manifest else None
     if parity is None or any(rung["name"] == "accuracy" for rung in parity["rungs"]):
         return parity
     found = next((bench["difference"] for bench in benches if bench["difference"]), None)
@@ -95,19 +75,19 @@ def _parity(manifest: Record | None, precision: str, benches: list[Record]) -> R
     return {**parity, "rungs": [*parity["rungs"], rung], "passed": parity["passed"] and rung["passed"]}
 
 
-def _accuracy_rung(found: Record, precision: str) -> Record:
+def _accuracy_rung(found: Tree, precision: str) -> Tree:
     return {
         "name": "accuracy",
         "metric": "points",
         "value": found["points"],
         "bar": accuracy_bar(precision),
-        "passed": within_bar(found, precision) is not False,
+        "passed": accuracy_verdict(found["points"], found["ci95"], precision) != "fail",
         "reference": "float",
         "note": f"95 % interval {wording.points_interval(found['ci95'])}, {found['n']} paired answers",
     }
 
 
-def _bench(run: Path, path: Path, result: Record, reference: list[Sample] | None) -> Record:
+def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) -> Tree:
     """One device's result, with the difference to the torch student and the answers that changed."""
     answers = path.parent / result["answers"] if result.get("answers") else None
     compared = _compare(reference, load_answers(answers) if answers and answers.is_file() and result["valid"] else None)
@@ -125,7 +105,7 @@ def _bench(run: Path, path: Path, result: Record, reference: list[Sample] | None
     }
 
 
-def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Record:
+def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Tree:
     missing = (
         "the torch student was not evaluated"
         if reference is None

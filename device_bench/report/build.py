@@ -4,22 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from device_bench.gate import GATE
 from device_bench.report.artifacts import artifact_records
 from device_bench.report.models import distillation_worth, model_records
-from device_bench.report.sources import Record, git_state, read_config, read_json
+from device_bench.report.sources import Tree, git_state, read_config, read_json
 from device_bench.report.training import training_record
 from device_bench.report.verdicts import verdicts
 from vlm.errors import UserError
 
 SCHEMA = 1
 NO_GATE = "no baseline was compared: pocketvlm gate NEW --baseline OLD"
+OLD_GATE = "the last verdict was about older results: compare again with pocketvlm gate NEW --baseline OLD"
 
 
-def build(runs: Path | Sequence[Path]) -> Record:
+def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
     """Assemble the report of one run folder, or of several: models from the first that has them, artifacts of all.
 
     Args:
         runs: runs/<name> as the pipeline leaves it, or the output folder of `pocketvlm bench`.
+        gate: a verdict on these results (device_bench.gate.Verdict.record); without it the one that
+            device_bench.gate.save left in the run folder, unless something was measured since.
     Returns:
         The tree of report.json. Whatever could not be read stands as None, and `reasons` beside it says why.
     Raises:
@@ -36,7 +40,7 @@ def build(runs: Path | Sequence[Path]) -> Record:
     artifacts = [record for folder in folders for record in artifact_records(folder)]
     if not artifacts and not (main / "student").is_dir():
         raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or bench first.")
-    report: Record = {
+    report: Tree = {
         "schema": SCHEMA,
         "run": _run(main, artifacts),
         "models": model_records(main),
@@ -44,22 +48,30 @@ def build(runs: Path | Sequence[Path]) -> Record:
         "training": training_record(main),
         "artifacts": artifacts,
         "stages": [stage for folder in folders for stage in _stages(folder)],
-        "gate": None,
-        "reasons": {"gate": NO_GATE},
     }
+    report |= _gate(main, report["run"]["created"]) if gate is None else {"gate": gate, "reasons": {}}
     report["verdicts"] = verdicts(report)
     return report
 
 
-def _run(folder: Path, artifacts: list[Record]) -> Record:
+def _gate(folder: Path, created: str | None) -> Tree:
+    kept = read_json(folder / GATE)
+    if not isinstance(kept, dict):
+        return {"gate": None, "reasons": {"gate": NO_GATE}}
+    if kept["judged"] != created:
+        return {"gate": None, "reasons": {"gate": OLD_GATE}}
+    return {"gate": kept["gate"], "reasons": {}}
+
+
+def _run(folder: Path, artifacts: list[Tree]) -> Tree:
     config = read_config(folder)
     benches = [bench for artifact in artifacts for bench in artifact["benches"]]
-    versions: Record = {}
+    versions: Tree = {}
     for artifact in artifacts:
         versions |= artifact["versions"]
     hosts = [bench["device"] for bench in benches if bench["device"].get("kind") == "host"]
     seeds = dict(_seeds(config))
-    record: Record = {
+    record: Tree = {
         "name": str(config.get("name") or folder.resolve().name),
         "created": max((bench["created"] for bench in benches if bench.get("created")), default=None),
         "git": git_state(Path(__file__).parent),
@@ -88,17 +100,17 @@ def _seeds(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _stages(folder: Path) -> list[Record]:
+def _stages(folder: Path) -> list[Tree]:
     """What each call of a stage took, in the order in which they ended; things made by one call share a record."""
     stamps = [(path, read_json(path)) for path in sorted((folder / "stages").glob("*.json"))]
     ended = [(path.stem, stamp) for path, stamp in stamps if isinstance(stamp, dict) and stamp.get("finished")]
-    calls: dict[str, Record] = {}
+    calls: dict[str, Tree] = {}
     for name, stamp in sorted(ended, key=lambda pair: (pair[1]["finished"], pair[0])):
         call = calls.setdefault(f"{stamp['inputs']} {stamp['seconds']}", {"names": [], "seconds": stamp["seconds"]})
         call["names"].append(name)
     return [_stage(folder.resolve().name, call) for call in calls.values()]
 
 
-def _stage(run: str, call: Record) -> Record:
+def _stage(run: str, call: Tree) -> Tree:
     reasons = {"seconds": "found finished after an interrupted run"} if call["seconds"] is None else {}
     return {"run": run, "name": " + ".join(call["names"]), "seconds": call["seconds"], "reasons": reasons}

@@ -11,10 +11,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from device_bench.measure import percentile
 from device_bench.report import wording
-from device_bench.report.artifacts import is_four_bit
 from device_bench.report.labels import Label, place_labels
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 from device_bench.report.svg import COLOURS, Drawing, colour_of, drawing
+from vlm.bars import is_four_bit
 
 MARKERS = {"onnx": "o", "executorch": "s", "coreml": "D", "gguf": "^"}
 _ENOUGH = 20  # samples from which a 95th percentile is drawn
@@ -25,7 +25,7 @@ _LOG_FROM = 8.0  # a range wider than this many times is drawn on a logarithmic 
 class Point:
     """One artifact on one device in a scatter chart; `low` and `high` end its interval."""
 
-    artifact: Record
+    artifact: Tree
     name: str
     x: float
     y: float
@@ -33,7 +33,7 @@ class Point:
     high: float
 
 
-def accuracy_points(artifacts: Sequence[Record], measure: str, student: float | None) -> list[Point]:
+def accuracy_points(artifacts: Sequence[Tree], measure: str, student: float | None) -> list[Point]:
     """Artifacts that have both an accuracy and the measure, from valid results only.
 
     Args:
@@ -59,7 +59,7 @@ def _in_megabytes(size: int | None) -> float | None:
     return None if size is None else size / 1e6
 
 
-def _median(measured: Record | float | None) -> float | None:
+def _median(measured: Tree | float | None) -> float | None:
     return measured["p50"] if isinstance(measured, dict) else measured
 
 
@@ -109,7 +109,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def families(models: Record) -> Markup | None:
+def families(models: Tree) -> Markup | None:
     """Accuracy per family of teacher, student and undistilled student as dots on a line, chance as a tick."""
     shown = [(who, models[who]["accuracy"]) for who in ("undistilled", "student", "teacher") if models[who]["accuracy"]]
     if not shown:
@@ -132,7 +132,7 @@ def families(models: Record) -> Markup | None:
     return chart.svg
 
 
-def _dot(axes: Axes, y: float, score: Record | None, who: str) -> None:
+def _dot(axes: Axes, y: float, score: Tree | None, who: str) -> None:
     if not score:
         return
     colour = COLOURS["accent" if who == "student" else who]
@@ -148,7 +148,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def worth(difference: Record) -> Markup:
+def worth(difference: Tree) -> Markup:
     """What distillation was worth, per family, with the paired intervals and a line at nothing."""
     tasks = difference.get("tasks") or {}
     rows = {"average": difference, **tasks}
@@ -167,7 +167,7 @@ def worth(difference: Record) -> Markup:
     return chart.svg
 
 
-def latency_strip(name: str, rows: Sequence[tuple[Record, str, list[float]]], x_label: str) -> Markup:
+def latency_strip(name: str, rows: Sequence[tuple[Tree, str, list[float]]], x_label: str) -> Markup:
     """Every raw sample as a dot, a row per artifact; the long tick is the median, the short one the 95th percentile."""
     with drawing(name, f"Distribution of {x_label} per artifact, every sample a dot", 46 + 30 * len(rows)) as chart:
         axes = chart.axes

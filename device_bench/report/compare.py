@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from device_bench.evaluate import load_answers
-from device_bench.report.sources import Record, evaluation_folder, read_json
+from device_bench.report.sources import Tree, evaluation_folder, read_json
 from device_bench.stats import paired_difference
 from device_bench.tasks.base import Sample
 from vlm.errors import UserError
@@ -23,7 +23,7 @@ def checkpoint_answers(checkpoint: Path) -> list[Sample] | None:
     return load_answers(path) if path and path.is_file() else None
 
 
-def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Record | None, str]:
+def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Tree | None, str]:
     """Paired difference after - before in points, over the questions that both answered.
 
     Returns:
@@ -40,7 +40,7 @@ def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Recor
     return {**found["avg"], "tasks": {family: value for family, value in found.items() if family != "avg"}}, ""
 
 
-def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Record | None:
+def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Tree | None:
     """What an artifact answers otherwise than the torch student.
 
     Args:
@@ -65,7 +65,7 @@ def _key(sample: Sample) -> tuple[str, str]:
     return sample.family, sample.id
 
 
-def _change(old: Sample, new: Sample) -> Record:
+def _change(old: Sample, new: Sample) -> Tree:
     return {
         "id": new.id,
         "image": new.image,
@@ -78,7 +78,7 @@ def _change(old: Sample, new: Sample) -> Record:
     }
 
 
-def _mixed(changes: Sequence[Record]) -> list[Record]:
+def _mixed(changes: Sequence[Tree]) -> list[Tree]:
     """Within each verdict take the families in turn, so that one of them cannot fill the page."""
     turns: dict[tuple[str, str], int] = {}
     ranked = []

@@ -7,13 +7,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 from device_bench.report.svg import COLOURS, drawing
 
 HEIGHT = 240
 
 
-def losses(student: Record, undistilled: Record | None) -> Markup:
+def losses(student: Tree, undistilled: Tree | None) -> Markup:
     """Total loss of the student, and the cross-entropy of both students, over the steps of the two stages."""
     with drawing("losses", "Training loss over steps, both stages", HEIGHT) as chart:
         axes = chart.axes
@@ -28,7 +28,7 @@ def losses(student: Record, undistilled: Record | None) -> Markup:
     return chart.svg
 
 
-def term(name: str, rows: Sequence[Record]) -> Markup | None:
+def term(name: str, rows: Sequence[Tree]) -> Markup | None:
     """One term's value and the norm of its gradient, both logarithmic; None where the term was never logged."""
     if not any(_of(row, name, "value") for row in rows):
         return None
@@ -44,7 +44,7 @@ def term(name: str, rows: Sequence[Record]) -> Markup | None:
     return chart.svg
 
 
-def learning_rate(rows: Sequence[Record]) -> Markup:
+def learning_rate(rows: Sequence[Tree]) -> Markup:
     """The learning rate over the steps."""
     with drawing("learning-rate", "Learning rate over steps", HEIGHT) as chart:
         axes = chart.axes
@@ -59,12 +59,12 @@ def learning_rate(rows: Sequence[Record]) -> Markup:
     return chart.svg
 
 
-def _of(row: Record, term_name: str, key: str) -> float | None:
+def _of(row: Tree, term_name: str, key: str) -> float | None:
     value: float | None = (row.get("terms") or {}).get(term_name, {}).get(key)
     return value
 
 
-def _line(axes: Axes, rows: Sequence[Record], read: Any, colour: str, label: str, dashed: bool = False) -> None:
+def _line(axes: Axes, rows: Sequence[Tree], read: Any, colour: str, label: str, dashed: bool = False) -> None:
     """Draw what was logged; a step at which it was not, or was not positive, is left out of the logarithmic axis."""
     logged = [(row["step"], value) for row in rows if (value := read(row)) is not None and value > 0]
     if logged:
@@ -73,7 +73,7 @@ def _line(axes: Axes, rows: Sequence[Record], read: Any, colour: str, label: str
         axes.plot(steps, values, color=colour, label=label, linewidth=1.1 if dashed else 1.5, linestyle=style)
 
 
-def _mark_stages(axes: Axes, rows: Sequence[Record]) -> None:
+def _mark_stages(axes: Axes, rows: Sequence[Tree]) -> None:
     """Shade every second stage and write each one's name at its start."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row.get("stage") != rows[i - 1].get("stage")]
     for index, start in enumerate(starts):

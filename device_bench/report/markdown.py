@@ -3,13 +3,13 @@
 import re
 
 from device_bench.report import wording
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 from device_bench.report.table import Cell, Row, table
 
 _SIGNS = {"pass": "✅", "fail": "❌", "unknown": "❔"}
 
 
-def markdown(report: Record) -> str:
+def markdown(report: Tree) -> str:
     """Draw a report as GitHub-flavoured markdown."""
     parts = [
         f"## pocketvlm: {escape(report['run']['name'])}",
@@ -29,7 +29,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text).replace("@", "@\N{ZERO WIDTH NON-JOINER}")
 
 
-def _failed_rungs(artifacts: list[Record]) -> str:
+def _failed_rungs(artifacts: list[Tree]) -> str:
     lines = []
     for artifact in artifacts:
         for rung in (artifact["parity"] or {"rungs": []})["rungs"]:
@@ -44,7 +44,7 @@ def _rung(metric: str, value: float | None) -> str:
     return "not measured" if value is None else wording.rung_value(metric, value)
 
 
-def _models(report: Record) -> str:
+def _models(report: Tree) -> str:
     rows = ["| | parameters | accuracy, % | 95 % |", "|---|---:|---:|---:|"]
     titles = {"teacher": "teacher", "undistilled": "student, not distilled", "student": "student, distilled"}
     for who, title in titles.items():
@@ -57,7 +57,7 @@ def _models(report: Record) -> str:
     return "\n".join(rows)
 
 
-def _table(report: Record) -> str:
+def _table(report: Tree) -> str:
     columns, rows, notes = table(report)
     head = "| artifact | " + " | ".join(f"{title}, {unit}" for title, unit in columns) + " |"
     lines = [head, "|---|" + "---:|" * len(columns), *(_line(row) for row in rows)]
@@ -76,7 +76,7 @@ def _text(cell: Cell) -> str:
     return f"{cell.main} ({cell.below})" if cell.below and not cell.below.startswith(("p95", "min")) else cell.main
 
 
-def _changes(artifacts: list[Record]) -> str:
+def _changes(artifacts: list[Tree]) -> str:
     lines = []
     for artifact in artifacts:
         for bench in artifact["benches"]:

@@ -1,7 +1,7 @@
 """The method notes: how the numbers came about, and everything a stage said about its own work."""
 
 from device_bench.report import wording
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 
 INTERVALS = (
     "Intervals of accuracy are 95 % bootstrap intervals over images, families drawn together. Differences are paired: "
@@ -18,7 +18,7 @@ ONE_SEED = (
 )
 
 
-def method_notes(report: Record) -> list[str]:
+def method_notes(report: Tree) -> list[str]:
     """Sentences for the page's last section: settings, statistics, and the notes of artifacts and benches."""
     artifacts = report["artifacts"]
     benches = [(artifact, bench) for artifact in artifacts for bench in artifact["benches"]]
@@ -39,13 +39,13 @@ def method_notes(report: Record) -> list[str]:
     return notes + _together(said)
 
 
-def _unmeasured(bench: Record) -> list[tuple[str, str]]:
+def _unmeasured(bench: Tree) -> list[tuple[str, str]]:
     """What has no column of its own in the headline table while nobody measured it."""
     titles = {"energy_j": "energy", "thermal": "temperature"}
     return [(title, bench["reasons"][key]) for key, title in titles.items() if bench[key] is None]
 
 
-def _settings(bench: Record) -> str:
+def _settings(bench: Tree) -> str:
     settings = bench["settings"]
     texts = {
         "iterations": "{} timed repetitions",
@@ -60,7 +60,7 @@ def _settings(bench: Record) -> str:
     return f"Measured on {where}: {', '.join(parts)}. {passes}"
 
 
-def _together(said: list[tuple[Record, str]]) -> list[str]:
+def _together(said: list[tuple[Tree, str]]) -> list[str]:
     """One sentence per note, with the names of all artifacts that carry it."""
     names: dict[str, list[str]] = {}
     for artifact, note in said:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from device_bench.report.compare import checkpoint_answers, difference
-from device_bench.report.sources import Record, evaluation_folder, find_checkpoint, parameters, read_config, read_json
+from device_bench.report.sources import Tree, evaluation_folder, find_checkpoint, parameters, read_config, read_json
 
 
 def teacher_folder(run: Path) -> Path | None:
@@ -12,7 +12,7 @@ def teacher_folder(run: Path) -> Path | None:
     return find_checkpoint(distill.get("teacher"), run) if isinstance(distill, dict) else None
 
 
-def model_records(run: Path) -> Record:
+def model_records(run: Path) -> Tree:
     """Size and accuracy of teacher, student and undistilled student."""
     return {
         "teacher": _model(teacher_folder(run), "the run's config.yaml names no teacher that is on this machine"),
@@ -21,13 +21,13 @@ def model_records(run: Path) -> Record:
     }
 
 
-def _model(folder: Path | None, absent: str) -> Record:
+def _model(folder: Path | None, absent: str) -> Tree:
     if folder is None or not folder.is_dir():
         empty = dict.fromkeys(("params", "params_by_part", "accuracy"))
         return {**empty, "reasons": dict.fromkeys(empty, absent)}
     parts = parameters(folder)
     evaluation = read_json(evaluation_folder(folder) / "eval.json") or {}
-    record: Record = {
+    record: Tree = {
         "params": sum(parts.values()) if parts else None,
         "params_by_part": parts,
         "accuracy": evaluation.get("accuracy"),
@@ -40,7 +40,7 @@ def _model(folder: Path | None, absent: str) -> Record:
     return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
 
 
-def distillation_worth(run: Path) -> Record:
+def distillation_worth(run: Path) -> Tree:
     """Paired difference between the student and the same student without distillation, in points.
 
     Returns:

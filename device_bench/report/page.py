@@ -9,7 +9,7 @@ from markupsafe import Markup
 from device_bench.report import charts, curves, wording
 from device_bench.report.method import method_notes
 from device_bench.report.pictures import picture
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 from device_bench.report.table import table
 
 _HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ COSTS = {
 }
 
 
-def page(report: Record, samples: dict[tuple[str, str], Record]) -> str:
+def page(report: Tree, samples: dict[tuple[str, str], Tree]) -> str:
     """Draw the page.
 
     Args:
@@ -58,11 +58,11 @@ def page(report: Record, samples: dict[tuple[str, str], Record]) -> str:
     )
 
 
-def _result_charts(report: Record) -> list[Record]:
+def _result_charts(report: Tree) -> list[Tree]:
     """Accuracy against each cost, accuracy per family, and what distillation was worth per family."""
     accuracy = report["models"]["student"]["accuracy"]
     student = accuracy["avg"]["score"] if accuracy else None
-    found: list[Record] = []
+    found: list[Tree] = []
     for measure, (title, label) in COSTS.items():
         if points := charts.accuracy_points(report["artifacts"], measure, student):
             text = (
@@ -79,7 +79,7 @@ def _result_charts(report: Record) -> list[Record]:
     return found
 
 
-def _training_charts(training: Record) -> list[Record]:
+def _training_charts(training: Tree) -> list[Tree]:
     student = training["student"]
     if not student or not student["rows"]:
         return []
@@ -90,10 +90,10 @@ def _training_charts(training: Record) -> list[Record]:
     return [*found, _chart("Learning rate", curves.learning_rate(student["rows"]), "")]
 
 
-def _latency_charts(artifacts: list[Record], samples: dict[tuple[str, str], Record]) -> list[Record]:
+def _latency_charts(artifacts: list[Tree], samples: dict[tuple[str, str], Tree]) -> list[Tree]:
     found = []
     for name, label in LATENCIES.items():
-        rows: list[tuple[Record, str, list[float]]] = []
+        rows: list[tuple[Tree, str, list[float]]] = []
         for artifact in artifacts:
             for bench in artifact["benches"]:
                 values = samples.get((artifact["run"], bench["samples"]), {}).get(name)

@@ -2,22 +2,18 @@
 
 import base64
 import io
-import re
 from functools import cache
 
-from vlm.data.scenes.draw import render
-from vlm.data.scenes.scene import make_scene
+from vlm.data.records import SCENES, load_image
 
-_SCENE = re.compile(r"scenes:(\d+)")
 _QUALITY = 85
 
 
 @cache
 def picture(image: str | None) -> str | None:
     """Data URI of a built-in scene ("scenes:950001"), or None for pictures that are not drawn but kept elsewhere."""
-    found = _SCENE.fullmatch(image or "")
-    if found is None:
+    if image is None or not image.startswith(SCENES):
         return None
     buffer = io.BytesIO()
-    render(make_scene(int(found[1]))).save(buffer, "JPEG", quality=_QUALITY)
+    load_image(image).save(buffer, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -12,7 +12,7 @@ import yaml
 from vlm.errors import UserError
 from vlm.manifest import MANIFEST
 
-Record = dict[str, Any]
+Tree = dict[str, Any]
 
 # First part of a parameter's name in the Hugging Face layout -> the component it belongs to.
 _PARTS = {
@@ -43,7 +43,7 @@ def evaluation_folder(checkpoint: Path) -> Path:
     return beside if beside.is_dir() else checkpoint
 
 
-def read_config(folder: Path) -> Record:
+def read_config(folder: Path) -> Tree:
     """The run's config.yaml as a plain tree, empty where there is none."""
     path = folder / "config.yaml"
     if not path.is_file():
@@ -83,12 +83,12 @@ def parameters(checkpoint: Path) -> dict[str, int] | None:
     return counts or None
 
 
-def _header(path: Path) -> Record:
+def _header(path: Path) -> Tree:
     """The JSON header of a safetensors file: its length as 8 bytes, little endian, then the text."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header: Record = json.loads(file.read(min(length, path.stat().st_size)))
+            header: Tree = json.loads(file.read(min(length, path.stat().st_size)))
     except (struct.error, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file ({error}). Train or download the checkpoint again.") from error
     return header
@@ -102,7 +102,7 @@ def find_checkpoint(name: str | None, run: Path) -> Path | None:
     return next((path for path in candidates if path.is_dir()), None)
 
 
-def git_state(folder: Path) -> Record | None:
+def git_state(folder: Path) -> Tree | None:
     """Commit of the source tree and whether it had changes, or None where git does not know the folder."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from device_bench.metrics import ENERGY, METRICS
 from device_bench.report import wording
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Footnotes:
 class Row:
     """One artifact on one device."""
 
-    artifact: Record
+    artifact: Tree
     name: str
     device: str
     badges: list[str]
@@ -47,28 +48,23 @@ COLUMNS = (
     ("Parity", "logits cosine"),
     ("Accuracy", "%"),
     ("Difference", "points"),
-    ("Load", "ms"),
-    ("Vision", "ms"),
-    ("First token", "ms"),
-    ("Prefill", "tokens/s"),
-    ("Decode", "tokens/s"),
-    ("Peak RSS", "MiB"),
+    *((metric.label, metric.unit) for metric in METRICS),
 )
 
 
-def table(report: Record) -> tuple[list[tuple[str, str]], list[Row], list[str]]:
+def table(report: Tree) -> tuple[list[tuple[str, str]], list[Row], list[str]]:
     """Columns, rows and footnotes of the headline table; energy has a column where some device measured it."""
     notes = Footnotes()
     pairs = [(artifact, bench) for artifact in report["artifacts"] for bench in artifact["benches"] or [None]]
     devices = {bench["device"].get("name") for _, bench in pairs if bench}
-    energy = any(bench["energy_j"] for _, bench in pairs if bench)
-    measures = {**_MEASURES, "energy_j": _energy} if energy else _MEASURES
-    columns = [*COLUMNS, ("Energy", "J per answer")] if energy else [*COLUMNS]
+    energy = any(bench[ENERGY.name] for _, bench in pairs if bench)
+    measures = {**_MEASURES, ENERGY.name: _energy} if energy else _MEASURES
+    columns = [*COLUMNS, (ENERGY.label, ENERGY.unit)] if energy else [*COLUMNS]
     rows = [_row(artifact, bench, measures, notes, named=len(devices) > 1) for artifact, bench in pairs]
     return columns, rows, notes.texts
 
 
-def _row(artifact: Record, bench: Record | None, measures: Measures, notes: Footnotes, named: bool) -> Row:
+def _row(artifact: Tree, bench: Tree | None, measures: Measures, notes: Footnotes, named: bool) -> Row:
     parity = artifact["parity"]
     device = str(bench["device"].get("name") or "") if bench and named else ""  # said only where there are several
     cells = [
@@ -80,7 +76,7 @@ def _row(artifact: Record, bench: Record | None, measures: Measures, notes: Foot
     return Row(artifact, wording.artifact_name(artifact), device, wording.badges(artifact, bench), state, cells)
 
 
-def _cell(source: Record | None, key: str, notes: Footnotes, show: Callable[..., Cell]) -> Cell:
+def _cell(source: Tree | None, key: str, notes: Footnotes, show: Callable[..., Cell]) -> Cell:
     if source is None:
         return Cell(note=notes("not measured on any device"))
     if source.get("invalid_because"):
@@ -89,7 +85,7 @@ def _cell(source: Record | None, key: str, notes: Footnotes, show: Callable[...,
     return Cell(note=notes(source["reasons"].get(key, "no reason given"))) if value is None else show(value)
 
 
-def _parity(parity: Record) -> Cell:
+def _parity(parity: Tree) -> Cell:
     cosine = parity["logits_cos"]
     below = (
         f"{wording.rung_value('agreement', parity['token_agreement'])} tokens"
@@ -99,20 +95,20 @@ def _parity(parity: Record) -> Cell:
     return Cell("not compared" if cosine is None else wording.rung_value("cosine", cosine), below)
 
 
-def _accuracy(accuracy: Record) -> Cell:
+def _accuracy(accuracy: Tree) -> Cell:
     average = accuracy["avg"]
     return Cell(wording.percent(average["score"]), wording.percent_interval(average["ci95"]))
 
 
-def _difference(difference: Record) -> Cell:
+def _difference(difference: Tree) -> Cell:
     return Cell(wording.points(difference["points"]), wording.points_interval(difference["ci95"]))
 
 
-def _time(stats: Record) -> Cell:
+def _time(stats: Tree) -> Cell:
     return Cell(wording.number(stats["p50"]), f"p95 {wording.number(stats['p95'])}")
 
 
-def _rate(stats: Record) -> Cell:
+def _rate(stats: Tree) -> Cell:
     return Cell(wording.number(stats["p50"]), f"min {wording.number(stats['min'])}")
 
 
@@ -120,17 +116,12 @@ def _plain(value: float) -> Cell:
     return Cell(wording.number(value))
 
 
-def _energy(energy: Record) -> Cell:
+def _energy(energy: Tree) -> Cell:
     return Cell(wording.number(energy["value"]), str(energy["source"]))
 
 
 _MEASURES: Measures = {
     "accuracy": _accuracy,
     "difference": _difference,
-    "load_ms": _plain,
-    "vision_ms": _time,
-    "ttft_ms": _time,
-    "prefill_tok_s": _rate,
-    "decode_tok_s": _rate,
-    "peak_rss_mb": _plain,
+    **{metric.name: _plain if not metric.repeated else _rate if metric.more_is_better else _time for metric in METRICS},
 }

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from device_bench.report.sources import Record, read_json
+from device_bench.report.sources import Tree, read_json
 
 MOST_ROWS = 240
 
 
-def training_record(run: Path) -> Record:
+def training_record(run: Path) -> Tree:
     """History of the student and of the undistilled one; None with a reason where there is none."""
-    record: Record = {name: _history(run / name / "history.json") for name in ("student", "undistilled")}
+    record: Tree = {name: _history(run / name / "history.json") for name in ("student", "undistilled")}
     reasons = {name: f"{name}/history.json is missing" for name in record if record[name] is None}
     return {**record, "reasons": reasons}
 
 
-def _history(path: Path) -> Record | None:
+def _history(path: Path) -> Tree | None:
     history = read_json(path)
     if history is None:
         return None
@@ -24,7 +24,7 @@ def _history(path: Path) -> Record | None:
     return {**history, "rows": kept, "rows_total": len(rows), "rows_kept": len(kept)}
 
 
-def thin(rows: list[Record], most: int = MOST_ROWS) -> list[Record]:
+def thin(rows: list[Tree], most: int = MOST_ROWS) -> list[Tree]:
     """Keep every n-th row, those with a gradient norm, and the first and last of each stage; nothing is averaged."""
     if len(rows) <= most:
         return rows

@@ -2,14 +2,15 @@
 
 from typing import Literal
 
-from device_bench.report.artifacts import within_bar
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 from device_bench.report.wording import artifact_name, points
+from device_bench.worker import FORBIDDEN
+from vlm.bars import accuracy_verdict
 
 State = Literal["pass", "fail", "unknown"]
 
 
-def verdicts(report: Record) -> list[Record]:
+def verdicts(report: Tree) -> list[Tree]:
     """Judge a report: [{name, state: pass | fail | unknown, text}], failures first, then what cannot be judged."""
     artifacts = report["artifacts"]
     found = [
@@ -19,16 +20,17 @@ def verdicts(report: Record) -> list[Record]:
         _chance(report["models"]["student"]["accuracy"]),
         _imports(artifacts),
         _valid(artifacts),
+        *([_gate(report["gate"])] if report["gate"] else []),
     ]
     order: list[State] = ["fail", "unknown", "pass"]
     return sorted(found, key=lambda verdict: order.index(verdict["state"]))
 
 
-def _verdict(name: str, state: State, text: str) -> Record:
+def _verdict(name: str, state: State, text: str) -> Tree:
     return {"name": name, "state": state, "text": text}
 
 
-def _parity(artifacts: list[Record]) -> Record:
+def _parity(artifacts: list[Tree]) -> Tree:
     climbed = [artifact for artifact in artifacts if artifact["parity"]]
     failed = [artifact_name(artifact) for artifact in climbed if not artifact["parity"]["passed"]]
     if failed:
@@ -38,24 +40,25 @@ def _parity(artifacts: list[Record]) -> Record:
     return _verdict("parity", "pass", f"parity: {len(climbed)} of {len(artifacts)} artifacts are the trained model")
 
 
-def _kept(artifacts: list[Record]) -> Record:
-    found: dict[bool | None, list[str]] = {True: [], None: [], False: []}
+def _kept(artifacts: list[Tree]) -> Tree:
+    found: dict[State, list[str]] = {"pass": [], "unknown": [], "fail": []}
     for artifact in artifacts:
         for bench in artifact["benches"]:
             if difference := bench["difference"]:
                 name = f"{artifact_name(artifact)} {points(difference['points'])}"
-                found[within_bar(difference, artifact["precision"] or "")].append(name)
-    if found[False]:
-        return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(found[False])}")
-    if found[None]:
-        return _verdict("accuracy", "unknown", f"accuracy: too few questions to clear {', '.join(found[None])}")
+                state = accuracy_verdict(difference["points"], difference["ci95"], artifact["precision"] or "")
+                found[state].append(name)
+    if found["fail"]:
+        return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(found['fail'])}")
+    if found["unknown"]:
+        return _verdict("accuracy", "unknown", f"accuracy: too few questions to clear {', '.join(found['unknown'])}")
     judged = sum(any(bench["difference"] for bench in artifact["benches"]) for artifact in artifacts)
     if judged < len(artifacts) or not artifacts:
         return _verdict("accuracy", "unknown", f"accuracy: compared for {judged} of {len(artifacts)} artifacts")
     return _verdict("accuracy", "pass", "accuracy: every artifact within its bar of the torch student")
 
 
-def _distilled(difference: Record | None) -> Record:
+def _distilled(difference: Tree | None) -> Tree:
     if difference is None:
         return _verdict("distillation", "unknown", "distillation: no undistilled student to compare with")
     low, high = difference["ci95"]
@@ -63,7 +66,7 @@ def _distilled(difference: Record | None) -> Record:
     return _verdict("distillation", "pass" if low > 0 else "fail" if high < 0 else "unknown", text)
 
 
-def _chance(accuracy: Record | None) -> Record:
+def _chance(accuracy: Tree | None) -> Tree:
     if not accuracy:
         return _verdict("chance", "unknown", "families: the student was not evaluated")
     known = {name: task for name, task in accuracy["tasks"].items() if task.get("chance") is not None}
@@ -75,19 +78,28 @@ def _chance(accuracy: Record | None) -> Record:
     return _verdict("chance", "pass", f"families: student above chance in all {len(known)}")
 
 
-def _imports(artifacts: list[Record]) -> Record:
+def _imports(artifacts: list[Tree]) -> Tree:
     imported = [
-        (artifact_name(artifact), bench.get("imported")) for artifact in artifacts for bench in artifact["benches"]
+        (artifact_name(artifact), bench.get("imported"))
+        for artifact in artifacts
+        for bench in artifact["benches"]
+        if bench.get("engine") != "torch"  # a checkpoint, which needs them
     ]
-    guilty = sorted({name for name, libraries in imported if libraries and any(libraries.values())})
+    guilty = sorted({name for name, libraries in imported if any((libraries or {}).get(n) for n in FORBIDDEN)})
     if guilty:
         return _verdict("imports", "fail", f"imports: training libraries loaded by {', '.join(guilty)}")
     if not imported or any(libraries is None for _, libraries in imported):
         return _verdict("imports", "unknown", "imports: not recorded for every artifact")
-    return _verdict("imports", "pass", "imports: no artifact's process loaded torch or transformers")
+    return _verdict("imports", "pass", "imports: no artifact's process loaded a training library")
 
 
-def _valid(artifacts: list[Record]) -> Record:
+def _gate(gate: Tree) -> Tree:
+    states: dict[str, State] = {"pass": "pass", "regression": "fail"}
+    reasons = f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""
+    return _verdict("gate", states.get(gate["verdict"], "unknown"), f"gate: {gate['verdict']}{reasons}")
+
+
+def _valid(artifacts: list[Tree]) -> Tree:
     benches = [(artifact_name(artifact), bench) for artifact in artifacts for bench in artifact["benches"]]
     invalid = [name for name, bench in benches if not bench.get("valid", False)]
     if invalid:

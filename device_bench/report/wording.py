@@ -2,7 +2,7 @@
 
 import math
 
-from device_bench.report.sources import Record
+from device_bench.report.sources import Tree
 
 MINUS, THIN, DASH = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{EN DASH}"
 FAMILY_NAMES = {
@@ -84,7 +84,7 @@ def rung_value(metric: str, value: float) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS) if value else "0"
 
 
-def artifact_name(artifact: Record) -> str:
+def artifact_name(artifact: Tree) -> str:
     """Format as its makers write it, and precision: ONNX int4."""
     known = FORMAT_NAMES.get(artifact["format"])
     return f"{known} {artifact['precision']}" if known and artifact["precision"] else artifact["name"]
@@ -100,7 +100,7 @@ def count(n: int) -> str:
     return _COUNTS[n] if n < len(_COUNTS) else str(n)
 
 
-def headline(report: Record) -> str:
+def headline(report: Tree) -> str:
     """The report in one or two sentences: what failed or was proven, and what distillation was worth."""
     artifacts = report["artifacts"]
     climbed = [artifact for artifact in artifacts if artifact["parity"]]
@@ -132,7 +132,7 @@ def _artifacts(n: int) -> str:
     return f"{count(n)} artifact{'s' if n != 1 else ''}"
 
 
-def measured_name(artifact: Record, bench: Record) -> str:
+def measured_name(artifact: Tree, bench: Tree) -> str:
     """Name of an artifact in a chart of measurements: with the device if that is not this machine, and its badges."""
     device = bench["device"]
     where = [] if device.get("kind") == "host" else [str(device.get("name"))]
@@ -140,7 +140,7 @@ def measured_name(artifact: Record, bench: Record) -> str:
     return f"{artifact_name(artifact)} ({', '.join(said)})" if said else artifact_name(artifact)
 
 
-def badges(artifact: Record, bench: Record | None) -> list[str]:
+def badges(artifact: Tree, bench: Tree | None) -> list[str]:
     """What must be said beside every figure of an artifact: emulated device, random weights, allowed drift, invalid."""
     found = []
     if bench and bench["device"].get("kind") == "emulated":

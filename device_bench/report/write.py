@@ -7,15 +7,16 @@ from pathlib import Path
 from device_bench.report.build import build
 from device_bench.report.markdown import markdown
 from device_bench.report.page import page
-from device_bench.report.sources import Record, read_json
+from device_bench.report.sources import Tree, read_json
 from vlm.folders import write_atomic
 
 
-def write(runs: Path | Sequence[Path], out: Path) -> Path:
+def write(runs: Path | Sequence[Path], out: Path, gate: Tree | None = None) -> Path:
     """Build the report of one or several runs and draw it.
 
     Args:
         runs: as `build` takes them.
+        gate: as `build` takes it.
         out: folder for report.json, report.md and index.html; nothing else in it is touched.
     Returns:
         `out`.
@@ -23,7 +24,7 @@ def write(runs: Path | Sequence[Path], out: Path) -> Path:
         UserError: as `build` does.
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
-    report = build(folders)
+    report = build(folders, gate)
     drawn = page(report, raw_samples(report, folders))
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -32,7 +33,7 @@ def write(runs: Path | Sequence[Path], out: Path) -> Path:
     return out
 
 
-def raw_samples(report: Record, folders: Sequence[Path]) -> dict[tuple[str, str], Record]:
+def raw_samples(report: Tree, folders: Sequence[Path]) -> dict[tuple[str, str], Tree]:
     """The raw latency samples that the report's benches point to, by run and file."""
     roots = {folder.resolve().name: folder for folder in folders}
     found = {}

@@ -15,7 +15,6 @@ import numpy as np
 
 from device_bench.resampling import image_sums, interval, resampled_weights
 
-FAMILIES = ("gqa", "scienceqa", "textvqa", "mme", "mmbench", "pope")
 Truth = str | tuple[str, ...]
 
 

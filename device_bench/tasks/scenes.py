@@ -1,15 +1,12 @@
 """The built-in benchmark: questions of all six families about drawn scenes, graded by the real benchmarks' rules."""
 
-from PIL import Image
-
 from device_bench.tasks.base import BenchQuestion
-from vlm.data.scenes.draw import render
+from vlm.data.records import SCENES
 from vlm.data.scenes.question import Question
 from vlm.data.scenes.questions import benchmark_questions
 from vlm.data.scenes.scene import TEST_START, make_scene
 
 VERSION = "scenes-1"
-PREFIX = "scenes:"
 
 
 def questions(count: int, start: int = TEST_START) -> list[BenchQuestion]:
@@ -26,17 +23,12 @@ def questions(count: int, start: int = TEST_START) -> list[BenchQuestion]:
     ]
 
 
-def picture(image: str) -> Image.Image:
-    """The picture of a reference such as "scenes:950001"."""
-    return render(make_scene(int(image.removeprefix(PREFIX))))
-
-
 def _question(seed: int, number: int, question: Question) -> BenchQuestion:
     # GQA's gold answers are in lower case, and its scorer lowers the model's answer only.
     truth = question.answer.lower() if question.family == "gqa" else question.answer
     return BenchQuestion(
         id=f"{seed}-{number}",
-        image=f"{PREFIX}{seed}",
+        image=f"{SCENES}{seed}",
         family=question.family,
         kind=question.kind,
         category=question.category,
