@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlm.bars import accuracy_bar, accuracy_verdict
 from vlm.folders import write_atomic
 
 
@@ -54,10 +55,10 @@ def _problem(name: str, entry: dict[str, Any]) -> str:
 
 def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any]:
     from device_bench.evaluate import load_answers
-    from device_bench.report.artifacts import accuracy_bar
     from device_bench.report.compare import checkpoint_answers, difference
 
-    bar = accuracy_bar(result["artifact"]["precision"])
+    precision = result["artifact"]["precision"]
+    bar = accuracy_bar(precision)
     unknown = {"points": None, "ci95": None, "bar": bar, "passed": None}
     if not result["valid"]:
         return {**unknown, "reason": f"the measurement is invalid: {result['invalid_because']}"}
@@ -69,5 +70,5 @@ def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any
     found, why = difference(reference, load_answers(path.parent / result["answers"]))
     if found is None:
         return {**unknown, "reason": why}
-    passed = max(found["points"], found["ci95"][1]) >= bar
+    passed = accuracy_verdict(found["points"], found["ci95"], precision) != "fail"
     return {"points": found["points"], "ci95": found["ci95"], "bar": bar, "passed": passed, "reason": None}

@@ -7,10 +7,12 @@ standard output and waits for ever; BLOCK=<product>! waits when its folder is fi
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from distill.config import DistillConfig
+from pocketvlm import steps
 from pocketvlm.console import exit_codes
 from pocketvlm.ledger import OnProgress
 from pocketvlm.pipeline import Outcome, RunConfig, run
@@ -38,6 +40,11 @@ def config(**changes: object) -> RunConfig:
         **changes,
     }
     return RunConfig.parse(tree, "tests/road.py")
+
+
+def version(entries: Iterable[str]) -> str:
+    """A code version by names alone: sources that change while the tests run do not disturb them."""
+    return " ".join(entries)
 
 
 def install(run_dir: Path, fail: str = "") -> None:
@@ -136,5 +143,6 @@ def walk(
 
 
 if __name__ == "__main__":
+    steps.code_version = version
     with exit_codes():
         walk(Path(sys.argv[1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pocketvlm import sources
+from pocketvlm import sources, steps
 from pocketvlm.pipeline import RunConfig, locked
 from tests import road
 from vlm.errors import UserError
@@ -29,6 +29,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty run folder; the fake stages are taken out again afterwards."""
     for name in road.STAGES:
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(steps, "code_version", road.version)
     return tmp_path / "run"
 
 
@@ -88,6 +89,7 @@ def test_a_changed_section_rebuilds_its_stage_and_what_follows(
 
 
 def test_changed_code_rebuilds_only_what_runs_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "code_version", sources.code_version)
     road.walk(run_dir)
     changed = sources.source("vlm.runtimes.onnx")
     real = sources.file_hash
