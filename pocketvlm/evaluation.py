@@ -26,17 +26,17 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be loaded.
     """
-    from device_bench.evaluate import evaluate, save_answers, scenes_questions, score
+    from device_bench.evaluate import evaluate, questions, save_answers, score
     from vlm.runtimes import open_runtime
 
     runtime = open_runtime(checkpoint, config.threads)
-    questions = scenes_questions(config.scenes)
+    asked = questions(config.tasks, config.scenes)
 
     def say(done: int, total: int) -> None:
         if on_progress:
             on_progress(done / total, f"{checkpoint.name}: question {done}/{total}")
 
-    samples = evaluate(runtime, questions, config.max_new_tokens, say)
+    samples = evaluate(runtime, asked, config.max_new_tokens, say)
     with finished_folder(out) as folder:
         save_answers(samples, folder / "answers.jsonl")
         tree = {"accuracy": score(samples), "answers": "answers.jsonl", "scenes": config.scenes}

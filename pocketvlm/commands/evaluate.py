@@ -63,28 +63,24 @@ def _ask(
     model: Path, tasks: str, data: Path | None, scenes: int, threads: int, max_new_tokens: int, *, quiet: bool
 ) -> list[Sample]:
     from device_bench.evaluate import evaluate as ask_all
-    from device_bench.evaluate import scenes_questions
+    from device_bench.evaluate import questions
     from pocketvlm.commands._options import names
     from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
     from vlm.errors import UserError
     from vlm.runtimes import open_runtime
 
-    if names(tasks) != [BUILT_IN]:
-        raise UserError(
-            f"--tasks {tasks}: no questions for it, only for {BUILT_IN}. To score answers: --predictions FILE."
-        )
     if data is not None:
-        raise UserError(f"--data {data}: {BUILT_IN} draws its own pictures and takes no data folder. Leave --data out.")
-    questions = scenes_questions(scenes)
+        raise UserError(f"--data {data}: belongs to --predictions; benchmarks that are asked bring their own pictures.")
+    asked = questions(names(tasks) or [], scenes)
     with Progress(quiet=quiet) as progress, quietly():
 
         def show(done: int, count: int) -> None:
             progress.update(done / count, f"question {done} of {count}")
 
-        progress.single(f"{len(questions)} questions to {model.name}", 0.02 * len(questions))
+        progress.single(f"{len(asked)} questions to {model.name}", 0.02 * len(asked))
         runtime = open_runtime(model, threads)
         try:
-            return ask_all(runtime, questions, max_new_tokens, show)
+            return ask_all(runtime, asked, max_new_tokens, show)
         finally:
             runtime.close()

@@ -18,7 +18,10 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Also write the verdict here, for a pull request.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Exit 0 when nothing got worse, 1 on a regression, 2 when it cannot be judged."""
+    """Judge a report against a baseline and keep the verdict in it.
+
+    Exit 0 when nothing got worse, 1 on a regression, 2 when it cannot be judged.
+    """
     from device_bench import gate as judge
     from device_bench.judge import Allowances
     from pocketvlm.commands._options import given
@@ -28,6 +31,7 @@ def gate(
     base = Allowances.load(allowances) if allowances else Allowances()
     changes = given(max_drop=max_drop, max_slowdown=max_slowdown, ignore=ignore)
     verdict = judge.gate(new, baseline, Allowances.parse({**base.model_dump(), **changes}, "pocketvlm gate"))
+    judge.save(verdict, new)
     if markdown:
         write_atomic(markdown, judge.markdown(verdict))
     if as_json:
