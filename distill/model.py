@@ -15,6 +15,7 @@ from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
 from distill.probe import Positions, attention_block, capture_attention_inputs, find_positions
+from distill.rows import Key
 from distill.teacher import Teacher, merge_vision
 from vlm.data.collator import IGNORE
 
@@ -67,7 +68,7 @@ class AlignKD(nn.Module):
         position_ids: Tensor,
         attention_mask: Tensor,
         images: list[str],
-        keys: list[str],
+        keys: list[Key],
         **_: object,
     ) -> dict[str, Tensor | dict[str, Tensor]]:
         """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position)."""
@@ -84,7 +85,9 @@ class AlignKD(nn.Module):
         terms = {SUPERVISED: F.cross_entropy(logits, labels[answers])}
         if self.teacher is not None and self.terms:
             positions = find_positions(input_ids, attention_mask, self.student.config.image_token_id)
-            seen = self._read_teacher(self.teacher, features, input_ids, inputs, attention_mask, positions, answers, keys)
+            seen = self._read_teacher(
+                self.teacher, features, input_ids, inputs, attention_mask, positions, answers, keys
+            )
             if self.recipe.attention:
                 attention = decoder.layers[layer].self_attn
                 block = attention_block(attention, read["hidden"], read["rotary"], attention_mask, seen["positions"])
@@ -103,9 +106,10 @@ class AlignKD(nn.Module):
         visible: Tensor,
         positions: Positions,
         answers: Tensor,
-        keys: list[str],
+        keys: list[Key],
     ) -> dict[str, Any]:
         """What the terms need of the teacher: its vision tokens, attention block and answer logits."""
+        teacher.model.to(features.device)  # no module of this one, so that nobody else moves it
         attention, vision = self.recipe.attention, self.recipe.vision_tokens
         tokens = teacher.vision_tokens(features)  # E_T, [I, V, D_T]
 

@@ -1,7 +1,7 @@
-"""The frozen teacher: what distillation reads of it, computed once per record and kept.
+"""The frozen teacher: what distillation reads of it.
 
 The attention block of a low layer and the projected vision tokens cost little and are computed live; the answer
-tokens' last hidden states need the whole decoder, so they are kept per record (float16) after the first time.
+tokens' last hidden states need the whole decoder, so they are kept per record after the first time.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,23 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from distill.probe import Positions, attention_block, read_attention_inputs
+from distill.rows import Key
+
+ANSWERS_KEPT = 4096  # records whose hidden states stay in the CPU's memory: 2 * D_T bytes an answer token
 
 
 class Teacher:
-    """Reads attention, vision tokens and answer logits of a teacher; holds its caches."""
+    """Reads attention, vision tokens and answer logits of a teacher.
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    Args:
+        model: the teacher; frozen here.
+        keep: how many records' answers to keep.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, keep: int = ANSWERS_KEPT) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.hidden: dict[str, Tensor] = {}  # record key -> [A, D_T] float16
+        self.keep = keep
+        self.kept: dict[Key, Tensor] = {}  # [A, D_T] float16 of a record
 
     @property
     def heads(self) -> int:
@@ -45,22 +54,27 @@ class Teacher:
         return attention_block(attention, read["hidden"], read["rotary"], visible, positions)
 
     @torch.no_grad()
-    def answer_logits(self, keys: list[str], answers: Tensor, inputs: Callable[[], dict[str, Tensor]]) -> Tensor:
+    def answer_logits(self, keys: list[Key], answers: Tensor, inputs: Callable[[], dict[str, Tensor]]) -> Tensor:
         """Logits at the label positions of the batch, in order.
 
         Args:
-            keys: one per sample; a sample whose key was seen before is not computed again.
+            keys: one per sample.
             answers: bool [B, N], the label positions.
-            inputs: gives the decoder's inputs, called only if a sample is new.
+            inputs: gives the decoder's inputs, called only if a sample's answers are not kept.
         Returns:
             [A, vocabulary], float32.
         """
-        if any(key not in self.hidden for key in keys):
+        known = self.kept
+        if any(key not in known for key in keys):
             states = self.model.model.language_model(**inputs(), use_cache=False).last_hidden_state  # [B, N, D_T]
-            for key, state, wanted in zip(keys, states, answers, strict=True):
-                self.hidden[key] = state[wanted].to(torch.float16)
-        hidden = torch.cat([self.hidden[key].float() for key in keys])  # [A, D_T]
-        logits: Tensor = self.model.lm_head(hidden.to(self.model.lm_head.weight.dtype))
+            pairs = zip(states, answers, strict=True)
+            fresh = [state[wanted].to("cpu", torch.float16) for state, wanted in pairs]  # B times [A, D_T]
+            computed = {key: hidden for key, hidden in zip(keys, fresh, strict=True) if key not in self.kept}
+            known = {**self.kept, **computed}
+            self.kept.update(list(computed.items())[: max(0, self.keep - len(self.kept))])
+        weight = self.model.lm_head.weight
+        hidden = torch.cat([known[key].float() for key in keys]).to(weight.device, weight.dtype)  # [A, D_T]
+        logits: Tensor = self.model.lm_head(hidden)
         return logits.float()
 
 

@@ -53,7 +53,7 @@ class DistillTrainer(Trainer):
             weight = 1.0 if name == SUPERVISED else float(self.module.weight(name))
             row |= {f"{name}_value": float(value.detach()), f"{name}_grad_norm": norms[name], f"{name}_weight": weight}
             share = None if name == SUPERVISED else self.module.terms[name].weight.share
-            if share is not None:
+            if share is not None and norms[name] > 0:  # 0: a batch that says nothing of this term, as text alone
                 wanted = share * norms[SUPERVISED] / max(norms[name], 1e-12)
                 wanted = min(wanted, self.module.terms[name].weight.cap)
                 first = self.state.global_step == 0

@@ -9,51 +9,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from distill.config import Data, DistillConfig, Stage
-from distill.features import TowerFeatures
+from distill.build import build
+from distill.config import DistillConfig, Stage
 from distill.history import reports, rows_of
 from distill.model import AlignKD
-from distill.teacher import Teacher
+from distill.rows import Rows, too_long_report
 from distill.trainer import DistillTrainer, ProgressLines, training_arguments
-from vlm.data.collator import Encoder, Row, collate
-from vlm.data.records import Record, read_llava, scene_captions, scene_conversations
+from vlm.data.collator import Encoder
 from vlm.errors import UserError
 from vlm.folders import finished_folder, write_atomic
-from vlm.manifest import Preprocessing
-from vlm.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, tiny_config
-from vlm.tokenizer import Tokenizer
-
-FEATURES_KEPT = 8192  # images whose tower features stay in memory: 74 KB each at 576 patches of 64 numbers
-
-
-class Rows(torch.utils.data.Dataset[tuple[str, Row]]):
-    """Records of a stage as (key, ids), tokenized when asked for."""
-
-    def __init__(self, data: Data, encoder: Encoder) -> None:
-        self.encoder = encoder
-        if data.kind == "llava":
-            self.records = read_llava(Path(data.records or ""), Path(data.images or ""), data.template or "v1")
-        else:
-            make = scene_captions if data.kind == "scene_captions" else scene_conversations
-            self.records = make(data.start, data.count)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[str, Row]:
-        record: Record = self.records[index]
-        return record.id, self.encoder.row(record)
-
-
-def batch_of(items: list[tuple[str, Row]]) -> dict[str, Tensor | list[str]]:
-    """Collate rows; image references and record keys travel as lists."""
-    rows = [row for _, row in items]
-    images = [row.image for row in rows if row.image is not None]
-    return {**collate(rows), "images": images, "keys": [key for key, _ in items]}
+from vlm.models.checkpoint import save_checkpoint
 
 
 def train(config: DistillConfig, out: Path) -> None:
@@ -66,10 +32,11 @@ def train(config: DistillConfig, out: Path) -> None:
         started = time.monotonic()
         torch.set_num_threads(config.threads)
         module, tokenizer_folder, encoder = build(config)
-        rows, done = [], 0
+        rows, left_out, done = [], [], 0
         total = sum(stage.steps for stage in config.stages)
         for stage in config.stages:
             rows += rows_of(train_stage(module, config, stage, encoder, work, done, total), stage.name, done)
+            left_out += too_long_report(stage.name, _too_long(work, stage), encoder.max_length)
             done += stage.steps
         save_checkpoint(module.student, tokenizer_folder, folder)
         history = {
@@ -78,54 +45,12 @@ def train(config: DistillConfig, out: Path) -> None:
             "steps": done,
             "terms": ["sup", *module.terms],
             "rows": rows,
-            "reports": reports(rows),
+            "reports": reports(rows) + left_out,
         }
         (folder / "history.json").write_text(json.dumps(history))
         for path in sorted(work.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         work.rmdir()
-
-
-def build(config: DistillConfig) -> tuple[AlignKD, Path, Encoder]:
-    """Build module, tokenizer folder and encoder from a configuration."""
-    teacher = load_checkpoint(Path(config.teacher)) if config.teacher else None
-    student, tokenizer_folder = build_student(config, teacher)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    encoder = Encoder(
-        tokenizer=Tokenizer(tokenizer_folder / "tokenizer.json"),
-        bos_id=tokenizer.bos_token_id,
-        eos_id=tokenizer.eos_token_id,
-        image_token_id=student.config.image_token_id,
-        image_tokens=student.config.image_seq_length,
-        max_length=student.config.text_config.max_position_embeddings,
-    )
-    size = student.config.vision_config.image_size
-    tower = TowerFeatures(student, teacher.preprocessing if teacher else Preprocessing(size=size), FEATURES_KEPT)
-    return AlignKD(student, Teacher(teacher.model) if teacher else None, config, tower), tokenizer_folder, encoder
-
-
-def build_student(config: DistillConfig, teacher: Checkpoint | None) -> tuple[LlavaForConditionalGeneration, Path]:
-    """The student, its vision tower taken over, its decoder random unless a checkpoint is given; and its tokenizer."""
-    if isinstance(config.student, str):
-        checkpoint = load_checkpoint(Path(config.student))
-        return checkpoint.model, checkpoint.folder
-    from transformers import CLIPVisionModel
-
-    folder = Path(config.vision or config.teacher or "")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if config.vision:
-        tower = CLIPVisionModel.from_pretrained(folder)
-    else:
-        assert teacher is not None  # guaranteed by DistillConfig
-        tower = teacher.model.model.vision_tower
-    sizes = config.student.model_dump()
-    spread = sizes.pop("initializer_range") or sizes["hidden_size"] ** -0.5
-    text = {**sizes, "initializer_range": spread, "vocab_size": len(tokenizer), "pad_token_id": None}
-    vision = tower.config.to_dict()
-    torch.manual_seed(config.seed)
-    student = MobileVlmForConditionalGeneration(tiny_config(vision, text, tokenizer.convert_tokens_to_ids("<image>")))
-    student.model.vision_tower.load_state_dict(tower.state_dict())
-    return student, folder
 
 
 def train_stage(
@@ -138,19 +63,26 @@ def train_stage(
         module.load_state_dict(load_file(finished))
         return list(json.loads(log.read_text()))
     checkpoints = work / stage.name
+    work.mkdir(exist_ok=True)
+    rows = Rows(stage, encoder, _too_long(work, stage))
     trainer = DistillTrainer(
         module,
         config,
         stage,
         args=training_arguments(config, stage, checkpoints),
-        train_dataset=Rows(stage.data, encoder),
-        data_collator=batch_of,
+        train_dataset=rows,
+        data_collator=rows.batch,
         callbacks=[ProgressLines(stage.name, done, total)],
     )
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, finished)
     write_atomic(log, json.dumps(trainer.state.log_history))
     return list(trainer.state.log_history)
+
+
+def _too_long(work: Path, stage: Stage) -> Path:
+    """Where a stage notes the records that lost turns."""
+    return work / f"{stage.name}.too_long"
 
 
 def _last_complete(checkpoints: Path) -> str | None:

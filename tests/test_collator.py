@@ -75,6 +75,7 @@ def test_a_turn_too_long_for_the_context_is_removed_not_truncated() -> None:
     long, short = ("q" * 400, "a"), ("q", "b")
     row = encoder.row(Record("r", "scenes:1", (long, short), "v1"))
     assert len(row.turns) == 1
+    assert len(row.too_long) == 1 and row.too_long[0] > 144 + 400
     assert row.turns[0][1][-2:] == [*Letters().encode("b"), EOS]
 
 

@@ -11,6 +11,8 @@ from vlm.prompts import ENDINGS, TEMPLATES, Tokenizer, prompt_ids
 IGNORE = -100
 PREFIX, PADDING = 0, -1
 
+Turn = tuple[list[int], list[int]]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -20,11 +22,13 @@ class Row:
         prefix: ids, [P].
         turns: (ids, labels) of each turn; labels are IGNORE where the human speaks.
         image: reference of the image or None.
+        too_long: length in tokens, prefix included, of each turn that was left out because it exceeds the context.
     """
 
     prefix: list[int]
-    turns: list[tuple[list[int], list[int]]]
+    turns: list[Turn]
     image: str | None
+    too_long: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class Encoder:
     max_length: int
 
     def row(self, record: Record) -> Row:
-        """Tokenize a record; each turn is tokenized exactly as a device tokenizes the prompt (vlm.prompts)."""
+        """Tokenize a record; each turn is tokenized exactly as a device tokenizes the prompt (vlm.prompts).
+
+        A turn that does not fit the context together with the prefix is left out, never truncated.
+        """
         has_image = record.image is not None
         prefix, turns = [self.bos_id], []
         for question, answer in record.turns:
@@ -51,14 +58,12 @@ class Encoder:
             ending = ENDINGS[record.template]
             said = self._encode(answer + ending) + ([] if ending else [self.eos_id])
             turns.append(([*asked, *said], [IGNORE] * len(asked) + said))
-        return Row(prefix, self._fit(prefix, turns), record.image)
+        lengths = [len(prefix) + len(ids) for ids, _ in turns]
+        fitting = [turn for turn, length in zip(turns, lengths, strict=True) if length <= self.max_length]
+        return Row(prefix, fitting, record.image, tuple(length for length in lengths if length > self.max_length))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text) if text else []
-
-    def _fit(self, prefix: list[int], turns: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
-        """Keep only turns that fit the context together with the prefix: a longer one is removed, never truncated."""
-        return [turn for turn in turns if len(prefix) + len(turn[0]) <= self.max_length]
 
 
 def collate(rows: list[Row]) -> dict[str, Tensor]:

@@ -1,0 +1,73 @@
+"""What is computed once and kept equals what is computed anew: the tower's features and the teacher's answers."""
+
+import pytest
+import torch
+
+from distill.features import TowerFeatures
+from distill.teacher import Teacher
+from tests.tiny import random_model
+from vlm.data.records import load_image
+from vlm.manifest import Preprocessing
+from vlm.preprocess import pixel_values
+
+IMAGE = 299
+RED, BLUE, GREEN = "scenes:1", "scenes:2", "scenes:3"
+
+
+def test_kept_features_equal_fresh_ones_in_any_order() -> None:
+    model = random_model(300, IMAGE)
+    kept, fresh = (TowerFeatures(model, Preprocessing(size=96), keep) for keep in (2, 0))
+    kept([RED, BLUE])
+    kept([GREEN])
+    assert set(kept.kept) == {RED, BLUE} and not fresh.kept
+    wanted = [BLUE, GREEN, RED, BLUE]
+    torch.testing.assert_close(kept(wanted), torch.cat([fresh([image]) for image in wanted]), rtol=1e-3, atol=1e-3)
+
+
+def test_features_are_those_of_the_layer_the_projector_reads_without_cls() -> None:
+    model = random_model(300, IMAGE)
+    features = TowerFeatures(model, Preprocessing(size=96), 0)
+    assert features([]).shape == (0, 576, 32) and features([]).device == model.device
+    pixels = torch.from_numpy(pixel_values(load_image(RED), features.preprocessing))  # [1, 3, 96, 96]
+    with torch.no_grad():
+        found = model.model.multi_modal_projector(features([RED]))  # [1, V, D]
+        expected = model.model.get_image_features(pixels, vision_feature_layer=model.config.vision_feature_layer)
+    torch.testing.assert_close(found[0], expected.pooler_output[0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture
+def batches() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs [3, 9, 64] and which of their positions are answers."""
+    answers = torch.zeros(3, 9, dtype=torch.bool)
+    for sample, (start, end) in enumerate([(2, 5), (4, 9), (1, 2)]):
+        answers[sample, start:end] = True
+    return torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(0)), answers
+
+
+@pytest.mark.parametrize("keep", [0, 2, 10])
+def test_kept_answers_equal_fresh_ones_also_when_only_some_are_known(
+    batches: tuple[torch.Tensor, torch.Tensor], keep: int
+) -> None:
+    embeds, answers = batches
+    teacher = Teacher(random_model(300, IMAGE), keep)
+    calls = []
+
+    def read(*samples: int, stage: str = "s") -> torch.Tensor:
+        def inputs() -> dict[str, torch.Tensor]:
+            calls.append(samples)
+            return {"inputs_embeds": embeds[list(samples)]}
+
+        return teacher.answer_logits([(stage, i) for i in samples], answers[list(samples)], inputs)
+
+    model = teacher.model
+    with torch.no_grad():
+        states = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        fresh = model.lm_head(states)
+    for samples in ((0, 1), (1, 2), (2, 0), (1, 0)):
+        expected = torch.cat([fresh[i][answers[i]] for i in samples])
+        torch.testing.assert_close(read(*samples), expected, rtol=1e-2, atol=1e-2)
+        assert len(teacher.kept) <= keep
+    assert len(calls) == {0: 4, 2: 3, 10: 2}[keep]  # with 2 kept, (1, 0) needs nothing; with 10, (2, 0) neither
+    before = len(calls)
+    read(0, stage="another")
+    assert len(calls) == before + 1  # the same index of another stage is another record
