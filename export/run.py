@@ -16,6 +16,7 @@ from export.config import ExportConfig
 from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.probes import Probe, scene_probes
+from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
 from vlm.manifest import Manifest, Parity, list_files
@@ -128,8 +129,9 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
             if not parity.passed and not config.allow_drift:
                 raise CheckFailed(_failure(target, parity))
     except CheckFailed:
-        # An older artifact under this name is no longer what the user asked for.
-        shutil.rmtree(final, ignore_errors=True)
+        # Neither the rejected artifact nor an older one under this name is what the user asked for.
+        for folder in (final, final.with_name(f"{final.name}.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     say(f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
     return final
@@ -137,6 +139,8 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
 
 def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -> Parity:
     weights = target.module.dequantized(source.checkpoint, target.precision, folder)
+    if weights is not None and not config.allow_drift:
+        _check_rounding(source.checkpoint, weights, target)
     rounded = None if weights is None else TorchReference(TorchRuntime(with_weights(source.checkpoint, weights)))
     runtime = open_runtime(folder, config.threads)
     try:
@@ -144,6 +148,23 @@ def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -
     finally:
         runtime.close()
     return parity.model_copy(update={"allowed_drift": config.allow_drift and not parity.passed})
+
+
+def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], target: Target) -> None:
+    """Bind the written weights to the checkpoint's: parity is judged on the former, which a broken quantizer spoils too.
+
+    Raises:
+        CheckFailed: a matrix is further from the checkpoint than its precision explains.
+    """
+    state, bar = checkpoint.model.state_dict(), rounding_bar(target.precision)
+    for name, weight in weights.items():
+        exact = state[name].float()
+        error = float((weight.float() - exact).norm() / exact.norm().clamp(min=1e-12))
+        if not error <= bar:
+            raise CheckFailed(
+                f"{target.name}: {name} as written differs from the checkpoint by {error:.3f} of its norm, at most "
+                f"{bar} expected of {target.precision}. The quantizer or the reading back is wrong; see export/formats/."
+            )
 
 
 def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Checkpoint:

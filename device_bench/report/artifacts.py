@@ -23,7 +23,8 @@ def artifact_records(run: Path) -> list[Tree]:
     Args:
         run: the run folder, or a plain bench folder (then only what the results say is known).
     """
-    manifests = {path.parent.name: read_json(path) for path in sorted(run.glob(f"artifacts/*/{MANIFEST}"))}
+    found = (path for path in sorted(run.glob(f"artifacts/*/{MANIFEST}")) if path.parent.suffix != ".partial")
+    manifests = {path.parent.name: read_json(path) for path in found}
     results = [(path, read_json(path)) for path in result_files(run)]
     names = sorted({*manifests, *(result["artifact"]["name"] for _, result in results)}, key=_order)
     reference = checkpoint_answers(run / "student")

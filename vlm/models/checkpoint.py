@@ -63,12 +63,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             "checkpoint to one of these layouts, or describe the architecture in vlm/models/ and add it to SUPPORTED."
         )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(
             f"{folder}: the weights cannot be read ({error}). Copy or train the checkpoint again."
         ) from error
-    return describe(folder, model)
+    # transformers fills what is missing with random numbers and only logs it.
+    wrong = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if found := "; ".join(f"{kind}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys):
+        raise UserError(f"{folder}: the weights do not fit config.json ({found}). Copy or train the checkpoint again.")
+    return describe(folder, model.eval())
 
 
 def describe(folder: Path, model: LlavaForConditionalGeneration) -> Checkpoint:
