@@ -151,7 +151,7 @@ def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -
 
 
 def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], target: Target) -> None:
-    """Bind the written weights to the checkpoint's: parity is judged on the former, which a broken quantizer spoils too.
+    """Bind the written weights to the checkpoint's: parity is judged on the former, which a quantizer may spoil.
 
     Raises:
         CheckFailed: a matrix is further from the checkpoint than its precision explains.
@@ -163,7 +163,7 @@ def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], ta
         if not error <= bar:
             raise CheckFailed(
                 f"{target.name}: {name} as written differs from the checkpoint by {error:.3f} of its norm, at most "
-                f"{bar} expected of {target.precision}. The quantizer or the reading back is wrong; see export/formats/."
+                f"{bar} expected of {target.precision}. Writing or reading back is wrong; see export/formats/."
             )
 
 
