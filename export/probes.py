@@ -28,7 +28,7 @@ def scene_probes(count: int) -> list[Probe]:
         scene = make_scene(VALIDATION_START + index)
         family = FAMILIES[index % len(FAMILIES)]
         questions = benchmark_questions(scene)  # a scene without a label has no textvqa question
-            question = next((q.prompt for q in questions if q.family == family), questions[0].prompt)
+        question = next((q.prompt for q in questions if q.family == family), questions[0].prompt)
         caption = index % CAPTION_EVERY == CAPTION_EVERY - 1
         probes.append(Probe(render(scene), DESCRIBE if caption else question))
     return probes
