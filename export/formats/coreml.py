@@ -41,7 +41,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
 
     Args:
         checkpoint: the model, float32.
-        precision: "fp16", or "int4" (decoder and embedding in blocks of 32, vision tower int8 per channel).
+        precision: "fp16", or "int4" (decoder and embedding in blocks of 32; the vision tower and projector stay fp16).
         context_length: longest sequence in tokens.
     Raises:
         CheckFailed: the saved decoder never writes its states, so its KV cache would stay empty.
@@ -54,15 +54,14 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
             DECODER: _convert_decoder(checkpoint, context_length),
         }
         for file, model in models.items():
-            quantized = model if precision == "fp16" else _quantize(model, file)
+            quantized = model if precision == "fp16" or file == VISION else _quantize(model, file)
             quantized.save(str(folder / file))
     layers = int(checkpoint.model.config.text_config.num_hidden_layers)
     check_states(folder / DECODER, layers)
     if precision == "int4":
         notes += _left_out(folder)
-    vision = "fp16" if precision == "fp16" else "int8"
     return Written(
-        precisions=Precision(vision=vision, projector=vision, embedding=precision, decoder=precision),
+        precisions=Precision(vision="fp16", projector="fp16", embedding=precision, decoder=precision),
         settings={"layers": layers},
         notes=notes,
     )
@@ -145,17 +144,12 @@ def _convert(module: nn.Module, example: tuple[torch.Tensor, ...], **interface: 
 
 
 def _quantize(model: Any, file: str) -> Any:
-    """Quantize what `linear`, `conv` and `gather` multiply with or read; rotary tables and biases are none of these."""
+    """Quantize what `linear` and `gather` multiply with or read; rotary tables and biases are none of these."""
     optimize = ct.optimize.coreml
     in_blocks = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=BLOCK, weight_threshold=0
     )
-    by_channel = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
-    kinds = {
-        VISION: {"linear": by_channel, "conv": by_channel},
-        EMBEDDING: {"gather": in_blocks},
-        DECODER: {"linear": in_blocks},
-    }
+    kinds = {EMBEDDING: {"gather": in_blocks}, DECODER: {"linear": in_blocks}}
     return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds[file]))
 
 

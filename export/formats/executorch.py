@@ -33,8 +33,8 @@ SAME_WEIGHT = 0.9  # least cosine of a weight read back with the one it came fro
 PREFIX = 8  # rows that are enough to tell weights apart
 
 ROUNDED = (
-    "Linears round their inputs to 8 bits per token as they run; convolutions, biases, norms, position embeddings and "
-    "the key-value cache stay float32."
+    "The decoder's linears round their inputs to 8 bits per token as they run; vision tower, projector, norms and the "
+    "key-value cache stay float32."
 )
 
 # XNNPACK keeps the scales of 4-bit groups in bfloat16: rounding them here first lets the integers make up for it.
@@ -52,8 +52,8 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
 
     Args:
         checkpoint: a float32 model; it is not changed.
-        precision: "fp32", or "8da4w": 4-bit weights in groups of 32 in the decoder's linears, 8-bit weights elsewhere,
-            8-bit activations scaled per token.
+        precision: "fp32", or "8da4w": 4-bit weights in groups of 32 in the decoder's linears, 8-bit embedding,
+            8-bit activations scaled per token; the vision tower and projector stay float32.
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
     """
@@ -63,7 +63,6 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     vision, decoder = VisionEncoder(model).eval(), CachedDecoder(model, context_length).eval()
     embedding: nn.Module = TokenEmbedding(model)
     if precision == "8da4w":
-        quantize_(vision, INT8)
         quantize_(decoder, INT4, lambda module, _: isinstance(module, nn.Linear) and not _is_ragged(module))
         quantize_(decoder, INT8, lambda module, _: isinstance(module, nn.Linear) and _is_ragged(module))
         embedding = ByteEmbedding(model.get_input_embeddings().weight.detach())
@@ -84,7 +83,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
             if ragged
             else [ROUNDED]
         )
-        return Written(Precision(vision="8da8w", projector="8da8w", embedding="int8", decoder="8da4w"), {}, notes)
+        return Written(Precision(vision="fp32", projector="fp32", embedding="int8", decoder="8da4w"), {}, notes)
     return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {})
 
 
@@ -100,16 +99,15 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     table = model.get_input_embeddings().weight
     weights = {names[id(table)]: byte_embedding(program)}
-    for method, module in (("vision_encoder", VisionEncoder(model)), ("text_decoder", Decoder(model, 1))):
-        sources = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
-        for weight in linear_weights(program, method):
-            source = _origin(weight, sources)
-            if source is None:
-                raise CheckFailed(f"{folder / MODEL}: {method} holds a linear that {checkpoint.folder} lacks.")
-            weights[names[id(source)]] = weight
-            sources = [other for other in sources if other is not source]
-        if sources:
-            raise CheckFailed(f"{folder / MODEL}: {method} keeps {len(sources)} linears unquantized.")
+    sources = [layer.weight for layer in Decoder(model, 1).modules() if isinstance(layer, nn.Linear)]
+    for weight in linear_weights(program, "text_decoder"):
+        source = _origin(weight, sources)
+        if source is None:
+            raise CheckFailed(f"{folder / MODEL}: text_decoder holds a linear that {checkpoint.folder} lacks.")
+        weights[names[id(source)]] = weight
+        sources = [other for other in sources if other is not source]
+    if sources:
+        raise CheckFailed(f"{folder / MODEL}: text_decoder keeps {len(sources)} linears unquantized.")
     return weights
 
 
