@@ -1,4 +1,4 @@
-"""Score answer files that others wrote: `pocketvlm eval --predictions FILE --task T --data DIR`.
+"""Score answer files that others wrote: `pocketvlm eval --predictions FILE --tasks T --data DIR`.
 
 Layouts read so far: LLaVA's answer lines ({"question_id", "prompt", "text"}) for POPE, ScienceQA and MME, LLaVA's
 ScienceQA result ({"correct": [...], "incorrect": [...]}), and the MME tool's result folder (<category>.txt with

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vlm.errors import UserError
+from vlm.errors import UserError, install_hint
 
 if TYPE_CHECKING:
     from pocketvlm.pipeline import RunConfig
@@ -96,7 +96,7 @@ def _package(name: str, module: str, extra: str, needed_by: tuple[str, ...], for
     if importlib.util.find_spec(module) is not None:
         return Finding("package", name, "ok", _version(name))
     needed = formats is not None and (name in DISTILLING or bool(formats & set(needed_by)))
-    advice = f"make install, or: pip install 'pocketvlm[{extra}]'"
+    advice = f"make install, or: {install_hint(extra)}"
     return Finding("package", name, "missing" if needed else "note", "not installed", advice)
 
 

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 ROOMS = ("vlm", "distill", "export", "device_bench", "pocketvlm")
+# Modules that compile a folder of C++ sources, beside the rooms.
+NATIVE = {"vlm.runtimes._executorch_library": "android_harness"}
 
 
 def code_version(entries: Iterable[str]) -> str:
@@ -103,4 +105,12 @@ def _files(module: str) -> list[Path]:
     if path is None:
         return []
     beside = (p for p in path.parent.iterdir() if p.is_file() and p.suffix not in {".py", ".pyc"} and p.name[0] != ".")
-    return [path, *beside]
+    return [path, *beside, *_native_files(module)]
+
+
+def _native_files(module: str) -> list[Path]:
+    path = source(module)
+    if module not in NATIVE or path is None:
+        return []
+    folder = path.parents[module.count(".")] / NATIVE[module]
+    return [p for p in folder.rglob("*") if p.suffix in {".cpp", ".h", ".txt"}]
