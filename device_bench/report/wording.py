@@ -125,7 +125,7 @@ def headline(report: Tree) -> str:
     if low <= 0 <= high:
         return f"{first} What distillation was worth is inside the noise."
     verb = "was worth" if difference["points"] > 0 else "cost"
-    return f"{first} Distillation {verb} {abs(difference['points']):.1f} points."
+    return f"{first} With this seed, distillation {verb} {abs(difference['points']):.1f} points."
 
 
 def _artifacts(n: int) -> str:
