@@ -16,7 +16,7 @@ class CachedDecoder(Decoder):
     """Embeddings [1, N, D] at positions [N] -> the last position's logits; keys and values live in mutable buffers.
 
     ExecuTorch's llama operators write and read the buffers in place. An index_copy would copy the whole cache at every
-    step (facts: half the decoding speed).
+    step.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, context_length: int) -> None:
