@@ -2,8 +2,9 @@
 
 At each rung the worst value over all probes counts, not the mean, and a value that is not a number fails. Logits are
 compared at every answer position by teacher forcing: the prompt is prefilled, then the reference's greedy answer goes
-token by token through the artifact's own KV cache. Up to the first difference this is the artifact's own greedy
-decoding, so the same pass tells where its tokens diverge.
+token by token through the artifact's own KV cache, also after a position where the artifact would have chosen another
+one, so that no position is left uncompared. Up to the first difference this is the artifact's own greedy decoding, so
+the same pass tells where its tokens diverge. Another choice between two tied tokens is no difference; ties are counted.
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ class Distance:
     max_abs: float  # of the logits
     kl: float  # KL(reference || artifact) in nats, over answer positions
     divergence: int | None  # index of the first greedy token that differs, ties aside
+    ties: int  # greedy tokens that differ where the reference's logits are tied
 
 
 class TorchReference:
@@ -122,13 +124,15 @@ def measure(runtime: Runtime, reference: TorchReference, probe: Probe) -> Distan
     vision = runtime.encode_image(runtime.pixels(probe.image))
     logits = _forced_logits(runtime, vision, probe.question, trace.tokens)  # [A, vocabulary]
     ours, theirs = vision.features, trace.vision.features
+    divergence, ties = _compare_tokens(logits, trace)
     return Distance(
         vision=None if ours is None or theirs is None else _cosine(ours, theirs),
         projector=_cosine(vision.tokens, trace.vision.tokens),
         logits=_cosine(logits, trace.logits),
         max_abs=float(np.abs(logits - trace.logits).max()),
         kl=float(np.max(_kl(trace.logits, logits))),
-        divergence=_divergence(logits, trace),
+        divergence=divergence,
+        ties=ties,
     )
 
 
@@ -139,13 +143,14 @@ def _forced_logits(runtime: Runtime, vision: VisionOutput, question: str, tokens
     return np.stack(rows)  # [A, vocabulary]
 
 
-def _divergence(logits: np.ndarray, trace: Trace) -> int | None:
-    for index, (row, expected, token) in enumerate(zip(logits, trace.logits, trace.tokens, strict=True)):
-        chosen = int(row.argmax())
-        if chosen != token:
-            # After a tie the two answers go different ways, both rightly: nothing more to compare.
-            return None if expected[token] - expected[chosen] < TIE else index
-    return None
+def _compare_tokens(logits: np.ndarray, trace: Trace) -> tuple[int | None, int]:
+    """Index of the first token that the artifact would choose otherwise, and how often it only broke a tie."""
+    chosen, rows = logits.argmax(-1), np.arange(len(trace.tokens))  # [A]
+    gaps = trace.logits[rows, trace.tokens] - trace.logits[rows, chosen]  # [A]
+    other = chosen != np.asarray(trace.tokens)
+    tied = gaps < TIE  # [A]; false for NaN
+    differing = np.flatnonzero(other & ~tied)
+    return int(differing[0]) if len(differing) else None, int((other & tied).sum())
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -195,7 +200,7 @@ def _rungs(distances: list[Distance], source: Weights, bar: float | None, token_
         rung("logits", "cosine", float(np.min([d.logits for d in distances])), bar),
         rung("logits", "max_abs", float(np.max([d.max_abs for d in distances]))),
         rung("logits", "kl", float(np.max([d.kl for d in distances]))),
-        rung("tokens", "agreement", _agreement(distances), token_bar, _divergence_note(distances)),
+        rung("tokens", "agreement", _agreement(distances), token_bar, _token_note(distances)),
     ]
 
 
@@ -208,6 +213,7 @@ def _summary(distances: list[Distance]) -> dict[str, Any]:
         "kl": float(np.max([d.kl for d in distances])),
         "token_agreement": _agreement(distances),
         "first_divergence": min((d.divergence for d in distances if d.divergence is not None), default=None),
+        "ties": sum(d.ties for d in distances),
     }
 
 
@@ -217,10 +223,12 @@ def _worst_vision(distances: list[Distance]) -> float | None:
 
 
 def _agreement(distances: list[Distance]) -> float:
-    """Share of the answers whose greedy tokens are the reference's, all of them."""
+    """Share of the answers whose greedy tokens are the reference's, all of them but for ties."""
     return sum(d.divergence is None for d in distances) / len(distances)
 
 
-def _divergence_note(distances: list[Distance]) -> str:
-    count = sum(d.divergence is not None for d in distances)
-    return f"{count} of {len(distances)} answers differ" if count else ""
+def _token_note(distances: list[Distance]) -> str:
+    count, ties = sum(d.divergence is not None for d in distances), sum(d.ties for d in distances)
+    said = [f"{count} of {len(distances)} answers differ"] if count else []
+    said += [f"{ties} {'tie was' if ties == 1 else 'ties were'} broken the other way"] if ties else []
+    return "; ".join(said)

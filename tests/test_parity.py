@@ -184,6 +184,28 @@ def test_a_choice_between_tied_tokens_is_no_divergence(checkpoint: Checkpoint) -
     assert distance(TIE * 2) == 0
 
 
+def test_what_follows_a_tie_is_compared_and_ties_are_counted(checkpoint: Checkpoint) -> None:
+    class Scripted(TorchRuntime):
+        """Chooses between tokens 7 and 9 by a gap per position."""
+
+        gaps: tuple[float, ...] = ()
+
+        def forward(self, embeds: np.ndarray) -> np.ndarray:
+            logits = np.zeros_like(super().forward(embeds))
+            self.position = 0 if len(embeds) > 1 else self.position + 1
+            logits[7], logits[9] = 5.0 + self.gaps[self.position], 5.0
+            return logits
+
+    ours, theirs = Scripted(checkpoint), Scripted(checkpoint)
+    theirs.gaps = (TIE / 2, 1.0, TIE / 2, 1.0, 1.0, 1.0)
+    ours.gaps = (-1.0, 1.0, -1.0, -1.0, 1.0, 1.0)
+    found = measure(ours, TorchReference(theirs), PROBES[0])
+    assert (found.divergence, found.ties) == (3, 2)
+    parity = climb(ours, "fp32", TorchReference(theirs), None, PROBES[:1])
+    assert parity.ties == 2 and parity.token_agreement == 0.0
+    assert "2 ties were broken the other way" in rung(parity, "tokens", "agreement").note
+
+
 def test_the_reference_answers_each_probe_once(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = TorchRuntime(checkpoint)
     calls: list[int] = []

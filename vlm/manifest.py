@@ -83,6 +83,7 @@ class Parity(Config):
     kl: float | None
     token_agreement: float | None
     first_divergence: int | None  # index of the first differing greedy token over all probes; null = none differs
+    ties: int | None = None  # greedy tokens that differ where two logits are tied; null = not counted
     passed: bool
     allowed_drift: bool = False
 
