@@ -79,6 +79,16 @@ def test_a_link_that_leaves_the_folder_is_refused(artifact: Path) -> None:
         read_manifest(artifact)
 
 
+@pytest.mark.parametrize("path", ["../tokenizer.json", "/etc/hostname", "sub/../../tokenizer.json", "link.json"])
+def test_a_tokenizer_outside_the_folder_is_refused(artifact: Path, path: str) -> None:
+    outside = artifact.parent / "tokenizer.json"
+    outside.write_text("{}")
+    (artifact / "link.json").symlink_to(outside)
+    edit(artifact, lambda tree: tree.update(tokenizer=path))
+    with pytest.raises(UserError, match=r"manifest\.json: file path .* leaves the artifact's folder"):
+        read_manifest(artifact)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -153,16 +153,23 @@ def read_manifest(folder: Path, *, checksums: bool = False) -> Manifest:
         raise UserError(f"{path}: not a manifest of schema 1: {error}. Export the artifact again.") from error
     for file in manifest.files:
         _verify(folder, file, checksums)
+    _inside(folder, manifest.tokenizer)
     return manifest
 
 
-def _verify(folder: Path, file: File, checksums: bool) -> None:
-    path = folder / file.path
+def _inside(folder: Path, name: str) -> Path:
+    """The file that a manifest names, which links must not lead out of the folder either."""
+    path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            f"{folder / MANIFEST}: file path {file.path!r} leaves the artifact's folder. "
+            f"{folder / MANIFEST}: file path {name!r} leaves the artifact's folder. "
             "Do not use this artifact, export your own: pocketvlm export."
         )
+    return path
+
+
+def _verify(folder: Path, file: File, checksums: bool) -> None:
+    path = _inside(folder, file.path)
     if not path.is_file():
         raise UserError(f"{path}: missing, the manifest lists it. Export the artifact again.")
     found = path.stat().st_size
