@@ -126,6 +126,21 @@ def test_a_missing_engine_is_named_with_what_to_type(artifact: Path, monkeypatch
         open_runtime(artifact)
 
 
+def test_a_library_that_is_imported_only_at_opening_is_named_too(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlm.runtimes._mil import coremltools
+
+    (artifact / "vision_encoder.mlpackage").mkdir()
+    program = {"itemInfoEntries": {"a": {"path": "model"}}, "rootModelIdentifier": "a"}
+    (artifact / "vision_encoder.mlpackage" / "Manifest.json").write_text(json.dumps(program))
+    edit(artifact, lambda tree: tree.update(format="coreml", engine="coreml"))
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    coremltools.cache_clear()
+    with pytest.raises(UserError, match=r"needs coremltools.*pip install -c constraints\.txt -e '\.\[coreml\]'"):
+        open_runtime(artifact)
+
+
 def test_a_file_the_engine_cannot_load_is_named(artifact: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     (artifact / "vision_encoder.onnx").write_bytes(b"this is no graph")

@@ -1,5 +1,7 @@
 """Engines that answer a question about an image from an artifact folder alone; one file each, found by name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -18,8 +20,9 @@ def open_runtime(folder: Path, threads: int = 2) -> Runtime:
     Raises:
         UserError: neither is there, a file is damaged, or the engine is not installed (the message says what to type).
     """
-    module: ModuleType = _engine(folder)
-    runtime: Runtime = module.open(folder, threads)
+    engine = _engine(folder)
+    with _installed(folder, engine):
+        runtime: Runtime = _module(engine).open(folder, threads)
     return runtime
 
 
@@ -34,19 +37,29 @@ def prepare(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         return
     read_manifest(folder, checksums=True)
-    module = _engine(folder)
-    if hasattr(module, "prepare"):
-        module.prepare()
+    engine = _engine(folder)
+    with _installed(folder, engine):
+        module = _module(engine)
+        if hasattr(module, "prepare"):
+            module.prepare()
 
 
-def _engine(folder: Path) -> ModuleType:
+def _engine(folder: Path) -> str:
     if (folder / MANIFEST).is_file():
-        engine: str = read_manifest(folder).engine
-    elif (folder / "config.json").is_file():
-        engine = "torch"
-    else:
-        raise UserError(f"{folder}: neither an artifact (manifest.json) nor a checkpoint (config.json).")
+        return read_manifest(folder).engine
+    if (folder / "config.json").is_file():
+        return "torch"
+    raise UserError(f"{folder}: neither an artifact (manifest.json) nor a checkpoint (config.json).")
+
+
+def _module(engine: str) -> ModuleType:
+    return load("vlm.runtimes", engine)
+
+
+@contextmanager
+def _installed(folder: Path, engine: str) -> Iterator[None]:
+    """Say what to type where a library of the engine is missing; some are imported only when an artifact is opened."""
     try:
-        return load("vlm.runtimes", engine)
+        yield
     except ModuleNotFoundError as error:
         raise UserError(f"{folder}: needs {error.name}, which is not installed: {install_hint(engine)}.") from error
