@@ -112,6 +112,18 @@ def test_every_pass_is_a_process_of_its_own_with_a_minimal_environment(
 
 
 @pytest.mark.usefixtures("fake_engine")
+def test_an_engine_that_compiles_itself_finds_the_users_compiler_and_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CC": "gcc-13", "CXX": "g++-13", "POCKETVLM_CACHE": "cache"}.items():
+        monkeypatch.setenv(name, value)
+    measure(artifact(tmp_path), cold_loads=1)
+    for process in processes(tmp_path):
+        assert (process["environment"]["CC"], process["environment"]["CXX"]) == ("gcc-13", "g++-13")
+        assert process["environment"]["POCKETVLM_CACHE"] == str(Path("cache").resolve())
+
+
+@pytest.mark.usefixtures("fake_engine")
 def test_accuracy_is_scored_on_the_built_in_benchmark_and_its_answers_are_kept(tmp_path: Path) -> None:
     result = measure(artifact(tmp_path), tasks=["scenes"])
     answers = [

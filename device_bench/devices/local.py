@@ -19,6 +19,9 @@ from vlm.errors import CheckFailed, UserError
 
 # What a Python process with an engine may need; everything else of the user's environment stays out.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH")
+# What an engine that compiles itself on first use needs besides: compilers, and where it keeps what it compiled.
+COMPILING = ("CC", "CXX")
+CACHE = "POCKETVLM_CACHE"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -82,7 +85,9 @@ def open(target: str) -> LocalDevice:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    kept = {name: os.environ[name] for name in (*PASSED_ON, *COMPILING) if name in os.environ}
+    if os.environ.get(CACHE):
+        kept[CACHE] = str(Path(os.environ[CACHE]).resolve())  # the process works in another folder
     packages = str(Path(__file__).resolve().parents[2])  # where vlm and device_bench are imported from
     kept["PYTHONPATH"] = os.pathsep.join(part for part in (kept.get("PYTHONPATH"), packages) if part)
     return {**kept, **dict.fromkeys(THREAD_SETTINGS, str(threads))}
