@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import coremltools as ct
 import torch
 from torch import nn
 
+import vlm.runtimes.coreml
 from export._coreml_modules import HalfRMSNorm
 from export.formats.coreml import check_states
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
@@ -69,6 +71,20 @@ def test_logits_equal_torch_with_the_weights_in_the_file(checkpoint: Checkpoint,
     assert cosine(ours_logits, true_logits) >= (0.9999 if artifact.precision == "fp16" else 0.998)
     if artifact.precision == "fp16":
         assert greedy(ours, ids) == greedy(TorchRuntime(checkpoint), ids)
+
+
+@pytest.mark.parametrize("states", [[], ["k"]])
+def test_apples_program_reads_its_description_once_and_starts_each_answer_with_new_states(
+    monkeypatch: pytest.MonkeyPatch, states: list[str]
+) -> None:
+    model = Mock(**{"get_spec.return_value.description.state": states})
+    tools = Mock(**{"models.MLModel.return_value": model})
+    monkeypatch.setattr(vlm.runtimes.coreml, "coremltools", lambda: tools)
+    program = vlm.runtimes.coreml._AppleProgram(Path("decoder.mlpackage"))
+    program.reset()
+    program.reset()
+    assert model.get_spec.call_count == 1
+    assert model.make_state.call_count == (3 if states else 0)
 
 
 def test_second_step_sees_the_first_one_in_the_states(artifact: Manifest) -> None:
