@@ -11,10 +11,15 @@ from vlm.folders import finished_folder
 
 if TYPE_CHECKING:
     from device_bench.config import BenchConfig
+    from device_bench.tasks.base import BenchQuestion
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, out: Path, config: BenchConfig, on_progress: Callable[[float, str], None] | None = None
+    checkpoint: Path,
+    out: Path,
+    config: BenchConfig,
+    on_progress: Callable[[float, str], None] | None = None,
+    split: str = "test",
 ) -> Path:
     """Ask a checkpoint the benchmark's questions and write `out`/eval.json and `out`/answers.jsonl.
 
@@ -23,14 +28,15 @@ def evaluate_checkpoint(
         out: folder that shall exist only when it is complete.
         config: which questions, and how many tokens an answer may have.
         on_progress: told the share of questions answered.
+        split: "test", or "validation" for choosing (built-in scenes only).
     Raises:
-        UserError: the checkpoint cannot be loaded.
+        UserError: the checkpoint cannot be loaded, or a benchmark has no validation split.
     """
     from device_bench.evaluate import evaluate, questions, save_answers, score
     from vlm.runtimes import open_runtime
 
     runtime = open_runtime(checkpoint, config.threads)
-    asked = questions(config.tasks, config.scenes)
+    asked = questions(config.tasks, config.scenes) if split == "test" else validation_questions(config)
 
     def say(done: int, total: int) -> None:
         if on_progress:
@@ -42,3 +48,21 @@ def evaluate_checkpoint(
         tree = {"accuracy": score(samples), "answers": "answers.jsonl", "scenes": config.scenes}
         (folder / "eval.json").write_text(json.dumps(tree, indent=1) + "\n")
     return out
+
+
+def validation_questions(config: BenchConfig) -> list[BenchQuestion]:
+    """Questions about scenes that are neither trained on nor tested.
+
+    Raises:
+        UserError: another benchmark than the built-in one is among the tasks.
+    """
+    from device_bench.tasks import scenes
+    from vlm.data.scenes.scene import VALIDATION_START
+    from vlm.errors import UserError
+
+    if config.tasks != ["scenes"]:
+        raise UserError(
+            f"bench.tasks: {', '.join(config.tasks)} found; only the built-in scenes have a validation split. "
+            "Choose with tasks [scenes], or split: test."
+        )
+    return scenes.questions(config.scenes, VALIDATION_START)

@@ -74,22 +74,23 @@ def named_paths(config: DistillConfig) -> dict[str, str | None]:
     return paths
 
 
-def evaluate(config: RunConfig, run_dir: Path, student: str) -> Step:
-    """A student's answers in torch: what its artifacts are held against."""
+def evaluate(config: RunConfig, run_dir: Path, student: str, split: str = "test") -> Step:
+    """A student's answers in torch: what its artifacts are held against; on validation, what choices are made by."""
     settings = config.bench.model_dump(mode="json", include={"tasks", "scenes", "max_new_tokens", "threads"})
+    name = student if split == "test" else f"{student}-{split}"
     inputs = {
         "configuration": text_hash(settings),
         "code": code_version(["pocketvlm.evaluation", "vlm.runtimes.torch", *entries_of("device_bench.tasks")]),
     }
-    folder = run_dir / "evaluations" / student
+    folder = run_dir / "evaluations" / name
 
     def build(on_progress: OnProgress) -> list[Path]:
         from pocketvlm.evaluation import evaluate_checkpoint
 
-        return [evaluate_checkpoint(run_dir / student, folder, config.bench, on_progress)]
+        return [evaluate_checkpoint(run_dir / student, folder, config.bench, on_progress, split)]
 
-    products = (Product(f"evaluate-{student}", inputs, (student,), folder),)
-    return Step(f"evaluate {student}", products, build, EXPECTED_S["evaluate"])
+    products = (Product(f"evaluate-{name}", inputs, (student,), folder),)
+    return Step(f"evaluate {name}", products, build, EXPECTED_S["evaluate"])
 
 
 def export(config: RunConfig, run_dir: Path, target: str) -> Step:

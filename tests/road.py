@@ -103,7 +103,7 @@ class Fakes:
                 self.make(name, run_dir / name)
         return run_dir / "student"
 
-    def evaluate(self, checkpoint: Path, out: Path, config: object, on_progress: OnProgress) -> Path:
+    def evaluate(self, checkpoint: Path, out: Path, config: object, on_progress: OnProgress, split: str) -> Path:
         """One student's answers."""
         assert (checkpoint / "content").is_file()
         return self.make(f"evaluate-{checkpoint.name}", out)
