@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm.data.scenes.question import DESCRIBE
 from vlm.data.scenes.questions import caption, training_turns
-from vlm.data.scenes.scene import make_scene
+from vlm.data.scenes.scene import check_training_seeds, make_scene
 from vlm.errors import UserError
 from vlm.preprocess import open_image
 
@@ -60,6 +60,7 @@ class Records(Sequence[Record]):
 
 def scene_captions(start: int, count: int) -> Records:
     """The pretraining stage on the built-in scenes: one caption an image, prompt `plain`."""
+    check_training_seeds(start, count)
 
     def make(index: int) -> Record:
         seed = start + index
@@ -76,6 +77,7 @@ def scene_conversations(start: int, count: int, seed: int = 0) -> Records:
         count: number of scenes.
         seed: chooses which questions are asked.
     """
+    check_training_seeds(start, count)
 
     def make(index: int) -> Record:
         number = start + index

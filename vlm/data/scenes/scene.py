@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from vlm.errors import UserError
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart", "moon")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "brown", "cyan", "pink")
 SIZES = ("small", "large")
@@ -25,6 +27,22 @@ MAX_THINGS = 4
 VALIDATION_START = 900_000
 TEST_START = 950_000
 TOWER_START = 2_000_000
+
+
+def check_training_seeds(start: int, count: int) -> None:
+    """Keep held-out scenes, those from VALIDATION_START to TOWER_START, out of training data.
+
+    Args:
+        start: seed of the first training scene.
+        count: number of scenes.
+    Raises:
+        UserError: a seed is held out.
+    """
+    if start < TOWER_START and start + count > VALIDATION_START:
+        raise UserError(
+            f"training scenes {start} to {start + count - 1}: those from {VALIDATION_START} to {TOWER_START - 1} are "
+            f"held out for validation and test. Lower start or count, or start from {TOWER_START} on."
+        )
 
 
 @dataclass(frozen=True)
