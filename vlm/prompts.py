@@ -9,7 +9,7 @@ V1_SYSTEM = (
 IMAGE = "<image>"
 
 
-class Tokenizer(Protocol):
+class EncodesText(Protocol):
     """What prompts need of a tokenizer: plain ids of a string, no special tokens added."""
 
     def encode(self, text: str) -> list[int]:
@@ -35,7 +35,7 @@ TEMPLATES = {"v1": v1, "plain": plain}
 ENDINGS = {"v1": "", "plain": "\n"}
 
 
-def prompt_ids(parts: tuple[str, str], tokenizer: Tokenizer, bos: int, image_id: int, image_tokens: int) -> list[int]:
+def prompt_ids(parts: tuple[str, str], tokenizer: EncodesText, bos: int, image_id: int, image_tokens: int) -> list[int]:
     """Tokenize a prompt as upstream's `tokenizer_image_token` does: each part alone, the image's ids between them.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm.data.records import Record
-from vlm.prompts import ENDINGS, TEMPLATES, Tokenizer, prompt_ids
+from vlm.prompts import ENDINGS, TEMPLATES, EncodesText, prompt_ids
 
 IGNORE = -100
 PREFIX, PADDING = 0, -1
@@ -35,7 +35,7 @@ class Row:
 class Encoder:
     """Turns records into rows with a model's tokenizer and special ids."""
 
-    tokenizer: Tokenizer
+    tokenizer: EncodesText
     bos_id: int
     eos_id: int
     image_token_id: int
