@@ -46,7 +46,7 @@ class Recorder:
         self._reasons = {"energy_j": "this machine has no power sensor that the bench reads"}
         self._raw: dict[str, Any] = {"load_ms": []}
         self._imported: dict[str, bool | None] = dict.fromkeys(FORBIDDEN)  # None until a process has told
-        self._state: dict[str, Any] = {"before": None, "after": None}
+        self._state: dict[str, Any] | None = None  # of the machine, around the latency pass
         self._notes: list[str] = []
         self._engine: str | None = None
         self._emulated = False
@@ -91,7 +91,7 @@ class Recorder:
 
     def _record_load(self, found: dict[str, Any]) -> None:
         if self._emulated:
-            self._reasons |= dict.fromkeys((*NAMES, "thermal"), EMULATED)
+            self._reasons |= dict.fromkeys((*NAMES, "thermal", "state"), EMULATED)
             return
         self._raw["load_ms"].append(found["load_ms"])
         self._values["load_ms"] = summarise(self._raw["load_ms"]).p50
@@ -100,15 +100,14 @@ class Recorder:
         self._raw |= found["samples"]
         stats = latency_stats(found["samples"])
         self._values |= {name: value.model_dump() for name, value in stats.items()}
-        self._state = {"before": found["before"], "after": found["after"]}
-        temperatures = [state["temperature_c"] for state in self._state.values()]
+        before, after, share = found["before"], found["after"], found["others_share"]
+        self._state = {"before": before, "after": after, "others_share": share}
+        temperatures = [before["temperature_c"], after["temperature_c"]]
         if all(temperatures):
             self._values["thermal"] = {"before_c": temperatures[0], "after_c": temperatures[1]}
         else:
-            unreadable = found["after"]["reasons"].get("temperature_c")
+            unreadable = after["reasons"].get("temperature_c")
             self._reasons["thermal"] = unreadable or "no thermal zone was readable before the latency pass"
-        share = found["others_share"]
-        self._state["others_share"] = share
         if share is None:
             self._notes.append("no /proc/stat: how busy other processes kept the machine is unknown")
         elif share > CROWDED:
@@ -128,7 +127,8 @@ class Recorder:
 
     def _tree(self) -> dict[str, Any]:
         missing = self._invalid or ("no task was asked for" if not self.config.tasks else "not measured")
-        reasons = {name: self._reasons.get(name, missing) for name in MEASURED if self._values[name] is None}
+        found = {**self._values, "state": self._state}
+        reasons = {name: self._reasons.get(name, missing) for name, value in found.items() if value is None}
         return {
             "schema": 1,
             "artifact": self._about,
@@ -137,10 +137,9 @@ class Recorder:
             "invalid_because": self._invalid,
             "settings": self.config.model_dump(),
             "engine": self._engine,
-            **self._values,
+            **found,
             "reasons": reasons,
             "imported": self._imported,
-            "state": self._state,
             "notes": self._notes,
             "samples": self.samples.name,
             "answers": self.answers.name if self.answers.is_file() else None,

@@ -199,6 +199,9 @@ def test_an_emulated_engine_gets_accuracy_but_no_speed_and_no_memory(tmp_path: P
         assert result[name] is None
         assert result["reasons"][name].startswith("needs macOS: ")
     assert result["accuracy"] is not None and result["valid"] is True
+    assert [name for name, value in result.items() if value is None and name not in result["reasons"]] == [
+        "invalid_because"
+    ]
     assert len(processes(tmp_path)) == 2
 
 
