@@ -11,25 +11,26 @@ from vlm.folders import write_atomic
 
 
 def write(run_dir: Path, out: Path, allow_drift: bool) -> Path:
-    """Compare every result of a run with the student and write the verdicts.
+    """Compare every result of a run's own artifacts with the student and write the verdicts.
 
     An artifact fails when it lost more points than its bar (1.0; 3.0 for 4-bit weights) and the paired 95 % interval
     excludes the bar, so that chance alone does not fail it.
 
     Args:
         run_dir: the run folder with evaluations/ and results/.
-        out: the file to write: per artifact the points lost or won with their interval, the bar and the verdict.
+        out: the file to write: per artifact the points lost or won with their interval, the bar and the verdict; and
+            what was left out because it is not of this student and configuration.
         allow_drift: what fails is recorded, but is no problem.
     Raises:
         UserError: an answers file is broken.
     """
-    from device_bench.report.sources import result_files
+    from device_bench.report.selection import select
 
-    compared = {}
-    for path in result_files(run_dir):
-        result = json.loads(path.read_text())
+    selection, compared = select(run_dir), {}
+    for path, result in selection.results:
         compared[f"{path.parent.name}/{result['artifact']['name']}"] = _compare(run_dir / "student", path, result)
     tree = {"schema": 1, "reference": "student", "allowed_drift": allow_drift, "artifacts": compared}
+    tree["left_out"] = selection.left_out
     write_atomic(out, json.dumps(tree, indent=1) + "\n")
     return out
 

@@ -14,7 +14,7 @@ from device_bench.measure import latency_stats
 from device_bench.tasks.base import BenchQuestion, Sample
 from device_bench.tasks.scenes import questions
 from tests.manifests import write_manifest
-from vlm.folders import sha256
+from vlm.folders import sha256, tree_sha256
 from vlm.manifest import Parity, Rung, list_files
 
 # name -> (engine, bytes, share of answers that change, milliseconds per decoded token)
@@ -47,8 +47,9 @@ def make_run(folder: Path, scenes: int = 24, artifacts: tuple[str, ...] = tuple(
         write_json(run / name / "history.json", history(name))
     config = {"name": "synthetic", "distill": {"teacher": str(teacher), "seed": 0}, "export": {"probes": 16}}
     (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    source = tree_sha256(run / "student")
     for name in artifacts:
-        write_artifact(run / "artifacts" / name)
+        write_artifact(run / "artifacts" / name, source)
         write_result(run, name, forget(student, ARTIFACTS[name][2], name))
     for index, (name, seconds) in enumerate(
         {"student": 291.4, "undistilled": 291.4, "export-onnx-fp32": 9.2, "bench-onnx-fp32": 21.7}.items()
@@ -138,7 +139,7 @@ def history(name: str) -> dict[str, Any]:
     return {"seed": 0, "seconds": 142.0, "steps": 1600, "terms": terms, "rows": rows, "reports": reports}
 
 
-def write_artifact(folder: Path) -> None:
+def write_artifact(folder: Path, source: str) -> None:
     """An artifact folder whose one file is sparse, with a manifest that climbed its ladder."""
     engine, size, _, _ = ARTIFACTS[folder.name]
     format_, precision = folder.name.split("-")
@@ -151,6 +152,7 @@ def write_artifact(folder: Path) -> None:
         format=format_,
         engine=engine,
         files=files,
+        source_sha256=source,
         versions={"synthetic-engine": "0.0", "numpy": "0.0"},
         notes=[NOTE],
         parity=ladder(precision),

@@ -7,25 +7,24 @@ from device_bench.evaluate import load_answers
 from device_bench.metrics import MEASURED
 from device_bench.report import wording
 from device_bench.report.compare import changed_answers, checkpoint_answers, difference
-from device_bench.report.sources import Tree, read_json, result_files
+from device_bench.report.selection import Selection
+from device_bench.report.sources import Tree
 from device_bench.tasks.base import Sample
 from vlm.bars import accuracy_bar, accuracy_verdict, is_four_bit
-from vlm.manifest import MANIFEST
 
 FORMATS = ("onnx", "executorch", "coreml", "gguf")
 NO_MANIFEST = "the artifact's folder is not here, only its results"
 NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
 
 
-def artifact_records(run: Path) -> list[Tree]:
-    """Every artifact of a run folder with its benches, in the order of the folders' names.
+def artifact_records(run: Path, selection: Selection) -> list[Tree]:
+    """Every artifact of a run with its benches, by format, the wide precision first.
 
     Args:
         run: the run folder, or a plain bench folder (then only what the results say is known).
+        selection: which of its artifacts and results.
     """
-    found = (path for path in sorted(run.glob(f"artifacts/*/{MANIFEST}")) if path.parent.suffix != ".partial")
-    manifests = {path.parent.name: read_json(path) for path in found}
-    results = [(path, read_json(path)) for path in result_files(run)]
+    manifests, results = selection.manifests, selection.results
     names = sorted({*manifests, *(result["artifact"]["name"] for _, result in results)}, key=_order)
     reference = checkpoint_answers(run / "student")
     records = []

@@ -7,6 +7,7 @@ from typing import Any
 from device_bench.gate import GATE
 from device_bench.report.artifacts import artifact_records
 from device_bench.report.models import distillation_worth, model_records
+from device_bench.report.selection import Selection, select
 from device_bench.report.sources import Tree, git_state, read_config, read_json
 from device_bench.report.training import training_record
 from device_bench.report.verdicts import verdicts
@@ -37,7 +38,8 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two folders are named {doubled[0]!r}, a reader could not tell them apart. Rename one.")
     main = next((folder for folder in folders if (folder / "student").is_dir()), folders[0])
-    artifacts = [record for folder in folders for record in artifact_records(folder)]
+    selected = {folder: select(folder) for folder in folders}
+    artifacts = [record for folder in folders for record in artifact_records(folder, selected[folder])]
     if not artifacts and not (main / "student").is_dir():
         raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or bench first.")
     report: Tree = {
@@ -47,7 +49,8 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
         "distillation": distillation_worth(main),
         "training": training_record(main),
         "artifacts": artifacts,
-        "stages": [stage for folder in folders for stage in _stages(folder)],
+        "left_out": [entry for folder in folders for entry in _left_out(folder, selected[folder])],
+        "stages": [stage for folder in folders for stage in _stages(folder, selected[folder])],
     }
     report |= _gate(main, report["run"]["created"]) if gate is None else {"gate": gate, "reasons": {}}
     report["verdicts"] = verdicts(report)
@@ -100,9 +103,15 @@ def _seeds(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _stages(folder: Path) -> list[Tree]:
+def _left_out(folder: Path, selection: Selection) -> list[Tree]:
+    return [{"run": folder.resolve().name, "name": name, "why": why} for name, why in selection.left_out.items()]
+
+
+def _stages(folder: Path, selection: Selection) -> list[Tree]:
     """What each call of a stage took, in the order in which they ended; things made by one call share a record."""
-    stamps = [(path, read_json(path)) for path in sorted((folder / "stages").glob("*.json"))]
+    others = {f"{stage}-{name}" for name in selection.left_out for stage in ("export", "bench")}
+    files = [path for path in sorted((folder / "stages").glob("*.json")) if path.stem not in others]
+    stamps = [(path, read_json(path)) for path in files]
     ended = [(path.stem, stamp) for path, stamp in stamps if isinstance(stamp, dict) and stamp.get("finished")]
     calls: dict[str, Tree] = {}
     for name, stamp in sorted(ended, key=lambda pair: (pair[1]["finished"], pair[0])):

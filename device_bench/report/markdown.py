@@ -18,6 +18,7 @@ def markdown(report: Tree) -> str:
         _failed_rungs(report["artifacts"]),
         _models(report),
         _table(report),
+        _left_out(report["left_out"]),
         _changes(report["artifacts"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -63,6 +64,11 @@ def _table(report: Tree) -> str:
     lines = [head, "|---|" + "---:|" * len(columns), *(_line(row) for row in rows)]
     lines += ["", *(f"{index}. {escape(note)}" for index, note in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
+
+
+def _left_out(entries: list[Tree]) -> str:
+    lines = [f"- {escape(entry['name'])}: {escape(entry['why'])}" for entry in entries]
+    return "\n".join(["Left out of this report:", *lines]) if lines else ""
 
 
 def _line(row: Row) -> str:
