@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+UNFINISHED := $(VENV).unfinished
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
@@ -14,14 +15,18 @@ help: ## list the targets
 install: $(INSTALLED) ## make .venv and install everything into it (5 to 15 minutes, once)
 
 # llama-cpp-python is compiled from source; the checks come first so that a missing compiler is told in one line.
+# pip takes a package of which only half the files were copied for installed, so after an interruption all is made anew.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11 or missing. Type: make PYTHON=python3.11 (or newer)" >&2; exit 2; }
 	@for tool in gcc g++ cmake; do command -v $$tool >/dev/null || { echo "$$tool is missing: it builds llama-cpp-python. On Debian or Ubuntu type: apt-get install gcc g++ cmake make python3-venv" >&2; exit 2; }; done
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu type: apt-get install python3-venv" >&2; exit 2; }
 	@echo "installing into $(VENV): about 2 GB, and llama.cpp is compiled; 5 to 15 minutes without a word"
+	@if [ -e $(UNFINISHED) ]; then echo "the last installation did not end: making $(VENV) anew"; rm -rf $(VENV); fi
+	@touch $(UNFINISHED)
 	$(PYTHON) -m venv $(VENV)
 	CMAKE_BUILD_PARALLEL_LEVEL=$(CORES) CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release" \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@rm $(UNFINISHED)
 	@touch $@
 
 mobile: $(INSTALLED) ## the whole road: distil, export, measure, report (runs/tiny/report/index.html)
