@@ -1,4 +1,20 @@
-"""Which products of a run still hold, and building those that do not; a kill at any moment costs one step at most."""
+"""Which products of a run still hold, and building those that do not; a kill at any moment costs one step at most.
+
+A product's stamp, stages/<name>.json, and what lies at its paths tell its state:
+
+| state | stamp | what `why` says | what `build` does first |
+|---|---|---|---|
+| not built | none, or unreadable | not built yet | clears what lies at its path |
+| stale | names other inputs than it has now | ... changed | clears |
+| begun | same inputs, not finished | interrupted | keeps everything: the stage goes on from its .partial folder |
+| gone | finished, a path is missing | ... is gone | clears |
+| holds | finished, same inputs, all paths there | None | nothing |
+
+The inputs are hashes of configuration, files and code, and of each upstream product the id of its building, so that a
+product built anew makes all that depends on it stale. `build` makes a product begun before the stage runs and finished
+after it; one whose stage fails its check stays begun and is tried again by the next call. A begun product whose path
+exists was finished by a run that was killed before it said so: stages rename their folder last.
+"""
 
 from __future__ import annotations
 
@@ -96,16 +112,14 @@ class Ledger:
         Returns:
             Seconds it took; None when everything was there, finished by a run that was killed before it said so.
         """
-        stale = [product for product in step.products if self.why(product)]
-        stamps = {product.name: self._begin(product) for product in stale}
-        if all(product.path is not None and product.path.exists() for product in stale):
-            paths, seconds = [product.path for product in step.products], None
-        else:
+        stamps = {product.name: self._begin(product) for product in step.products if self.why(product)}
+        paths, seconds = [product.path for product in step.products if product.path], None
+        if len(paths) < len(step.products) or not all(path.exists() for path in paths):
             start = time.monotonic()
-            paths = list(step.build(on_progress))
+            paths = step.build(on_progress)
             seconds = round(time.monotonic() - start, 2)
         for product, path in zip(step.products, paths, strict=True):
-            if product.name in stamps and path is not None:
+            if product.name in stamps:
                 relative = path.relative_to(self.run_dir).as_posix()
                 self._write(product.name, finish(stamps[product.name], [relative], seconds))
         return seconds
@@ -119,9 +133,10 @@ class Ledger:
         (self.stages / f"{product.name}.json").unlink(missing_ok=True)
 
     def _begin(self, product: Product) -> Stamp:
-        """Record the beginning; keep what an interrupted building from the same inputs left, clear anything else."""
+        """Record the beginning; keep what a begun building from the same inputs left, clear anything else."""
         old = self.stamp(product.name)
-        if old is None or old.finished is not None or self._changed(old, product):
+        begun = old is not None and old.finished is None and not self._changed(old, product)
+        if not begun:
             self.discard(product)
         stamp = new_stamp(self._wanted(product))
         self._write(product.name, stamp)
