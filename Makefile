@@ -52,7 +52,7 @@ teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes 
 	$(BIN)/python -m pocketvlm.teacher
 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
-	$(BIN)/python -m pocketvlm.study
+	$(BIN)/pocketvlm ablate studies/tiny.yaml
 
 clean: ## remove what runs and tests left (not .venv)
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

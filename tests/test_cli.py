@@ -24,6 +24,7 @@ COMMANDS = {
     "ask": ["ARTIFACT_OR_CHECKPOINT", "IMAGE", "QUESTION", "--json"],
     "bench": ["ARTIFACT...", "--device", "--tasks", "--out", "--json"],
     "eval": ["ARTIFACT_OR_CHECKPOINT", "--tasks", "--data", "--predictions", "--json"],
+    "ablate": ["STUDY", "key=value", "--out", "--read-test-again", "--json"],
     "gate": ["NEW", "--baseline", "--max-drop", "--max-slowdown", "--ignore", "--json"],
     "report": ["RESULTS...", "--out", "--json"],
     "doctor": ["CONFIG", "--json"],

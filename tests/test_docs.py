@@ -19,6 +19,7 @@ from distill.config import DistillConfig
 from export.config import ExportConfig
 from pocketvlm.cli import app
 from pocketvlm.readme import BEGIN, END, NO_RUN, block, rewrite
+from pocketvlm.study.config import StudyConfig
 from tests.report_fixture import make_run
 from vlm.errors import UserError
 from vlm.manifest import Manifest
@@ -146,6 +147,10 @@ def test_distillation_md_lists_the_keys_of_the_configuration() -> None:
 def test_the_keys_of_the_other_configurations_are_named(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / page).read_text()
     assert [key for key in model.model_fields if f"`{key}`" not in text] == []
+
+
+def test_studies_md_lists_the_keys_of_a_study() -> None:
+    assert first_column(ROOT / "docs" / "studies.md") == keys(StudyConfig)
 
 
 def test_exports_md_lists_the_fields_of_the_manifest() -> None:

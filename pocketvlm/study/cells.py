@@ -1,0 +1,148 @@
+"""The trainings that a study consists of: one cell per row and seed, in each comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm import steps
+from pocketvlm.study.config import Split, slug
+from vlm.folders import write_atomic
+
+if TYPE_CHECKING:
+    from distill.config import Stage
+    from pocketvlm.ledger import Step
+    from pocketvlm.pipeline import RunConfig
+    from pocketvlm.study.config import StudyConfig
+
+STUDENT, CONFIG = "student", "cell.yaml"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One training.
+
+    Attributes:
+        row: name of the row.
+        seed: of weights and data order.
+        config: the run of which training and evaluation are done.
+        folder: where.
+        kind: what it is for, beside the comparison at equal steps.
+        timed: its wall time decides how long other rows train, so it is never taken up in the middle.
+    """
+
+    row: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    kind: str = ""
+    timed: bool = False
+
+    @property
+    def title(self) -> str:
+        """What is shown of it."""
+        return ", ".join(part for part in (self.row, f"seed {self.seed}", self.kind) if part)
+
+    def training(self) -> Step:
+        """The step that leaves the student."""
+        return steps.distill(self.config.distill, self.folder)
+
+    def evaluation(self, split: Split) -> Step:
+        """The step that leaves the student's answers."""
+        return steps.evaluate(self.config, self.folder, STUDENT, split)
+
+    def prepare(self) -> None:
+        """Write the configuration that the cell's processes read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / CONFIG, self.config.dump())
+
+    def history(self) -> dict[str, Any]:
+        """What the trainer recorded."""
+        content: dict[str, Any] = json.loads((self.folder / STUDENT / "history.json").read_text())
+        return content
+
+    def answers(self, split: Split) -> Path:
+        """Folder of eval.json and answers.jsonl."""
+        path = self.evaluation(split).products[0].path
+        assert path is not None  # steps.evaluate names it
+        return path
+
+
+def tuning_cells(study: StudyConfig, out: Path) -> dict[tuple[str, float], list[Cell]]:
+    """Row and factor -> the trainings that say how good that learning rate is for that row."""
+    cells: dict[tuple[str, float], list[Cell]] = {}
+    for row in study.rows:
+        for factor in study.tuning.factors if study.tuning else []:
+            folder = out / "tuning" / f"{slug(row.name)}-x{factor}"
+            cells[row.name, factor] = [
+                Cell(
+                    row.name, seed, rated(study.run_of(row, seed), factor), folder / f"seed-{seed}", f"rate x {factor}"
+                )
+                for seed in (study.tuning.seeds if study.tuning else [])
+            ]
+    return cells
+
+
+def equal_steps(study: StudyConfig, out: Path, factors: Mapping[str, float]) -> list[Cell]:
+    """The comparison in which every row trains for the steps of its configuration.
+
+    Where only equal time is asked for, these are the rows that others are compared with, and one timed seed of each.
+    """
+    references = {study.against(row) for row in study.rows}
+    return [
+        Cell(
+            row.name,
+            seed,
+            rated(study.run_of(row, seed), factors[row.name]),
+            out / "steps" / slug(row.name) / f"seed-{seed}",
+            timed=study.equal != "steps" and seed == study.seeds[0],
+        )
+        for row in study.rows
+        for seed in study.seeds
+        if study.equal != "time" or row.name in references or seed == study.seeds[0]
+    ]
+
+
+def equal_time(study: StudyConfig, out: Path, factors: Mapping[str, float], trained: Iterable[Cell]) -> list[Cell]:
+    """The comparison in which every row trains as long as the row it is compared with.
+
+    Args:
+        study: the study.
+        out: its folder.
+        factors: row -> learning rate factor.
+        trained: the cells of `equal_steps` whose training ended well; the reference rows' are taken over.
+    """
+    by_place = {(cell.row, cell.seed): cell for cell in trained}
+    first, cells = study.seeds[0], []
+    for row in study.rows:
+        other = study.against(row)
+        pilot, reference = by_place.get((row.name, first)), by_place.get((other, first))
+        for seed in study.seeds:
+            own = by_place.get((row.name, seed))
+            if row.name == other:
+                cells += [own] if own else []
+            elif pilot and reference:
+                ratio = reference.history()["seconds"] / pilot.history()["seconds"]
+                config = lengthened(rated(study.run_of(row, seed), factors[row.name]), ratio)
+                folder = out / "time" / slug(row.name) / f"seed-{seed}"
+                cells.append(Cell(row.name, seed, config, folder, "equal time"))
+    return cells
+
+
+def rated(run: RunConfig, factor: float) -> RunConfig:
+    """The same run with every learning rate multiplied."""
+    rates = ("learning_rate", "projector_learning_rate")
+    return _with_stages(run, lambda stage: {key: rate * factor for key in rates if (rate := getattr(stage, key))})
+
+
+def lengthened(run: RunConfig, ratio: float) -> RunConfig:
+    """The same run with every stage's steps multiplied, at least one step each."""
+    return _with_stages(run, lambda stage: {"steps": max(1, round(stage.steps * ratio))})
+
+
+def _with_stages(run: RunConfig, changes: Callable[[Stage], dict[str, Any]]) -> RunConfig:
+    stages = [stage.model_copy(update=changes(stage)) for stage in run.distill.stages]
+    return run.model_copy(update={"distill": run.distill.model_copy(update={"stages": stages})})

@@ -1,0 +1,61 @@
+"""The process that trains or evaluates one cell: `python -m pocketvlm.study.job FOLDER train|fresh|validation|test`.
+
+Says where it is in JSON lines on standard output, and ends when its standard input does: with the study's process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import get_args
+
+from pocketvlm.console import CHECK_FAILED, DONE, USER_ERROR
+from pocketvlm.ledger import Ledger
+from pocketvlm.pipeline import RunConfig, locked
+from pocketvlm.study.cells import CONFIG, Cell
+from pocketvlm.study.config import Split
+from vlm.errors import CheckFailed, UserError
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def work(folder: Path, task: str) -> None:
+    """Do one task of the cell in `folder`; `fresh` is `train` without taking up what an interrupted training left."""
+    config = RunConfig.load(folder / CONFIG)
+    cell = Cell(config.name, config.distill.seed, config, folder)
+    split = next((split for split in SPLITS if split == task), None)
+    step = cell.evaluation(split) if split else cell.training()
+    with locked(folder):
+        ledger = Ledger(folder)
+        if task == "fresh":
+            for product in step.products:
+                ledger.discard(product)
+        ledger.build(step, lambda fraction, message: say(fraction=fraction, message=message))
+
+
+def say(**event: object) -> None:
+    """Tell the study's process."""
+    print(json.dumps(event), flush=True)
+
+
+def _stop_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Entry point; the exit codes are the command line's."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        work(Path(sys.argv[1]), sys.argv[2])
+    except (CheckFailed, UserError) as error:
+        say(failed=str(error))
+        return CHECK_FAILED if isinstance(error, CheckFailed) else USER_ERROR
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
