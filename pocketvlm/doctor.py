@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "note", "missing"]
 
+ALL_FORMATS = ("onnx", "executorch", "coreml", "gguf")
 # Package, module, extra that brings it, and the formats that cannot be written without it.
 PACKAGES = (
-    ("torch", "torch", "torch", ("onnx", "executorch", "coreml", "gguf")),
-    ("transformers", "transformers", "torch", ("onnx", "executorch", "coreml", "gguf")),
+    ("torch", "torch", "torch", ALL_FORMATS),
+    ("transformers", "transformers", "torch", ALL_FORMATS),
+    ("safetensors", "safetensors", "torch", ALL_FORMATS),
+    ("sentencepiece", "sentencepiece", "torch", ()),
     ("accelerate", "accelerate", "distill", ()),
     ("deepspeed", "deepspeed", "distill", ()),
     ("onnx", "onnx", "export", ("onnx",)),
@@ -30,9 +33,13 @@ PACKAGES = (
     ("onnxruntime", "onnxruntime", "onnx", ("onnx",)),
     ("executorch", "executorch", "executorch", ("executorch",)),
     ("torchao", "torchao", "export", ("executorch",)),
+    ("ml_dtypes", "ml_dtypes", "export", ("onnx",)),
     ("coremltools", "coremltools", "coreml", ("coreml",)),
-    ("gguf", "gguf", "gguf", ("gguf",)),
+    ("threadpoolctl", "threadpoolctl", "coreml", ("coreml",)),
+    ("gguf", "gguf", "llamacpp", ("gguf",)),
     ("llama-cpp-python", "llama_cpp", "llamacpp", ("gguf",)),
+    ("pytest", "pytest", "test", ()),
+    ("hypothesis", "hypothesis", "test", ()),
 )
 DISTILLING = {"torch", "transformers", "accelerate"}
 TOOLS = {
@@ -40,14 +47,17 @@ TOOLS = {
     "g++": "llama-cpp-python and the ExecuTorch engine are compiled with it",
     "cmake": "llama-cpp-python and the ExecuTorch engine are compiled with it",
     "ninja": "DeepSpeed compiles with it",
+    "ruff": "make lint needs it",
+    "mypy": "make lint needs it",
     "make": "the targets of the Makefile need it",
     "git": "the report names the commit",
 }
+PIP_TOOLS = {"ninja": "distill", "ruff": "test", "mypy": "test"}  # tool -> extra that brings it
 # Engine -> what must work for it, tried in a process of its own; "executorch" is compiled on first use.
 ENGINES = {
     "onnx": "import vlm.runtimes.onnx",
     "executorch": "from vlm.runtimes._executorch_library import find_sdk; find_sdk()",
-    "coreml": "import vlm.runtimes.coreml",
+    "coreml": "import vlm.runtimes.coreml as c; c.coremltools()",
     "llamacpp": "import vlm.runtimes.llamacpp",
     "torch": "import vlm.runtimes.torch",
 }
@@ -108,14 +118,20 @@ def _version(name: str) -> str:
 
 
 def _tools() -> list[Finding]:
-    folder = Path(sys.executable).parent  # pip puts ninja beside python
+    folder = Path(sys.executable).parent  # pip puts its tools beside python
     search = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     findings = []
     for tool, purpose in TOOLS.items():
         path = shutil.which(tool, path=search)
-        advice = "" if path else f"{purpose}. Debian, Ubuntu: apt-get install {tool}"
+        advice = "" if path else f"{purpose}. {_how_to_get(tool)}"
         findings.append(Finding("tool", tool, "ok" if path else "note", path or "not found", advice))
     return findings
+
+
+def _how_to_get(tool: str) -> str:
+    if extra := PIP_TOOLS.get(tool):
+        return f"make install, or: {install_hint(extra)}"
+    return f"Debian, Ubuntu: apt-get install {tool}"
 
 
 def _engines(formats: set[str] | None) -> list[Finding]:
@@ -134,7 +150,8 @@ def _engine(name: str, statement: str, formats: set[str] | None) -> Finding:
     if done.returncode == 0:
         return Finding("engine", name, "ok", "works")
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), "Type: make install")
+    advice = f"make install, or: {install_hint(name)}"
+    return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), advice)
 
 
 def _devices() -> list[Finding]:

@@ -1,0 +1,54 @@
+"""The doctor knows every package that the extras bring, and notices an engine whose library is not there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pocketvlm import doctor
+
+ROOT = Path(__file__).parents[1]
+EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+LIBRARIES = {
+    "onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools", "llamacpp": "llama_cpp",
+    "torch": "torch",
+}  # fmt: skip
+
+
+def brought_by(extra: str) -> set[str]:
+    """Names of the packages of an extra, those of the extras within it included."""
+    found: set[str] = set()
+    for requirement in EXTRAS[extra]:
+        name, inner = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?.*", requirement).groups()  # type: ignore[union-attr]
+        found |= {name} if inner is None else {p for part in inner.split(",") for p in brought_by(part)}
+    return found
+
+
+def test_every_package_of_every_extra_is_looked_for() -> None:
+    known = {name for name, *_ in doctor.PACKAGES} | set(doctor.PIP_TOOLS)
+    assert {package for extra in EXTRAS for package in brought_by(extra)} == known
+
+
+def test_the_extra_that_is_advised_brings_the_package() -> None:
+    advised = {name: extra for name, _, extra, _ in doctor.PACKAGES} | doctor.PIP_TOOLS
+    assert [name for name, extra in advised.items() if name not in brought_by(extra)] == []
+
+
+def test_a_missing_tool_is_advised_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: None)
+    advice = {finding.name: finding.advice for finding in doctor._tools()}
+    assert "apt-get install gcc" in advice["gcc"] and ".[test]" in advice["mypy"]
+
+
+@pytest.mark.parametrize("engine", sorted(doctor.ENGINES))
+def test_an_engine_without_its_library_does_not_work(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    without = f"import sys; sys.modules[{LIBRARIES[engine]!r}] = None; {doctor.ENGINES[engine]}"
+    finding = doctor._engine(engine, without, None)
+    assert finding.state == "note" and finding.found != "works"
+    assert f".[{engine}]" in finding.advice
+
+
+def test_every_engine_has_its_extra() -> None:
+    assert set(doctor.ENGINES) <= set(EXTRAS)
