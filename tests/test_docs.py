@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -132,6 +133,11 @@ def test_every_make_target_shown_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     shown = {t for page in PAGES for line in code(page) for t in re.findall(r"(?:^|&& )make ([a-z-]+)", line)}
     assert shown and shown <= targets
+
+
+def test_every_module_shown_can_be_run() -> None:
+    shown = {module for page in PAGES for line in code(page) for module in re.findall(r"python -m ([a-z_.]+)", line)}
+    assert shown and [module for module in sorted(shown) if find_spec(module) is None] == []
 
 
 def test_distillation_md_lists_the_keys_of_the_configuration() -> None:
