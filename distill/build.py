@@ -13,7 +13,7 @@ from vlm.data.collator import Encoder
 from vlm.errors import UserError
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
-from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, tiny_config
+from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config
 from vlm.tokenizer import Tokenizer
 
 FEATURES_KEPT = 8192  # images whose tower features stay in memory: 74 KB each at 576 patches of 64 numbers
@@ -64,7 +64,8 @@ def build_student(
     text = {**sizes, "initializer_range": spread, "vocab_size": vocabulary, "pad_token_id": None}
     vision = tower.config.to_dict()
     torch.manual_seed(config.seed)
-    student = MobileVlmForConditionalGeneration(tiny_config(vision, text, tokenizer.convert_tokens_to_ids("<image>")))
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    student = MobileVlmForConditionalGeneration(mobilevlm_config(vision, text, image_token_id))
     student.model.vision_tower.load_state_dict(tower.state_dict())
     preprocessing = teacher.preprocessing if teacher else Preprocessing(size=tower.config.image_size)
     return student, folder, preprocessing

@@ -38,7 +38,7 @@ def train(config: DistillConfig, out: Path) -> None:
             rows += rows_of(train_stage(module, config, stage, encoder, work, done, total), stage.name, done)
             left_out += too_long_report(stage.name, _too_long(work, stage), encoder.max_length)
             done += stage.steps
-        save_checkpoint(module.student, tokenizer_folder, folder)
+        save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
         history = {
             "seed": config.seed,
             "seconds": round(time.monotonic() - started, 1),

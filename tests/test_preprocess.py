@@ -1,6 +1,7 @@
 """The pixels that devices compute are those of transformers' processor, with which the models were trained."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ def noise(width: int, height: int, mode: str) -> Image.Image:
     return Image.fromarray(values, "RGBA").convert(mode)
 
 
+@pytest.mark.parametrize("square", ["pad", "crop"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
 @pytest.mark.parametrize("shape", [(96, 96), (64, 64), (200, 200), (150, 110), (70, 131), (31, 400), (1, 5)])
-def test_pixels_are_those_of_transformers(shape: tuple[int, int], mode: str) -> None:
+def test_pixels_are_those_of_transformers(shape: tuple[int, int], mode: str, square: Literal["pad", "crop"]) -> None:
     processing = pytest.importorskip("transformers.models.llava.image_processing_pil_llava")
     theirs = processing.LlavaImageProcessorPil(
-        do_pad=True,
+        do_pad=square == "pad",
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
         image_mean=list(CLIP_MEAN),
@@ -34,7 +36,7 @@ def test_pixels_are_those_of_transformers(shape: tuple[int, int], mode: str) -> 
     image = noise(*shape, mode)
     # A picture of one channel or with transparency becomes RGB on loading, as `open_image` does for training.
     expected = np.asarray(theirs(image.convert("RGB"), return_tensors="np")["pixel_values"])  # [1, 3, S, S]
-    found = pixel_values(image, Preprocessing(size=SIZE))
+    found = pixel_values(image, Preprocessing(size=SIZE, square=square))
     assert found.dtype == np.float32 and found.shape == expected.shape == (1, 3, SIZE, SIZE)
     assert float(np.abs(found - expected).max()) <= TOLERANCE
 

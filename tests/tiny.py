@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import save_checkpoint
-from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, tiny_config
+from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config
 
 VISION = {
     "image_size": 96,
@@ -28,7 +29,7 @@ TEXT = {
 def random_model(vocab_size: int, image_token_id: int, seed: int = 0, **text: int) -> MobileVlmForConditionalGeneration:
     """Build a random model whose weights are large enough that a wrong graph shows."""
     torch.manual_seed(seed)
-    config = tiny_config(VISION, {**TEXT, "vocab_size": vocab_size, **text}, image_token_id)
+    config = mobilevlm_config(VISION, {**TEXT, "vocab_size": vocab_size, **text}, image_token_id)
     model = MobileVlmForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,5 +50,6 @@ def save_random_checkpoint(out: Path, seed: int = 0, **text: int) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     out.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(random_model(len(tokenizer), image_token_id, seed, **text), tokenizer_folder, out)
+    model = random_model(len(tokenizer), image_token_id, seed, **text)
+    save_checkpoint(model, tokenizer_folder, Preprocessing(size=VISION["image_size"]), out)
     return out

@@ -25,13 +25,17 @@ class File(Config):
 
 
 class Preprocessing(Config):
-    """How a picture becomes pixel values: pad to a square with `pad_colour`, resize to `size`, scale, normalise."""
+    """How a picture becomes pixel values: made square, resized to `size`, scaled, normalised.
+
+    `square` is how: "pad" adds borders of `pad_colour`; "crop" cuts the middle out, which CLIP alone does.
+    """
 
     size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     pad_colour: tuple[int, int, int] = (122, 116, 104)  # int(255 * mean), as upstream's expand2square
     resampling: Literal["bicubic", "bilinear"] = "bicubic"
+    square: Literal["pad", "crop"] = "pad"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""From a picture to pixel values as CLIP wants them: pad to a square, resize, normalise. NumPy and Pillow only.
+"""From a picture to pixel values as CLIP wants them: made square, resized, normalised. NumPy and Pillow only.
 
-Equals transformers' `LlavaImageProcessor(do_pad=True)` (tests/test_preprocess.py); devices run this one.
+Equals transformers' `LlavaImageProcessor` with and without `do_pad` (tests/test_preprocess.py); devices run this one.
 """
 
 from pathlib import Path
@@ -37,13 +37,22 @@ def pixel_values(image: Image.Image, how: Preprocessing) -> np.ndarray:
         float32, [1, 3, size, size].
     """
     image = image.convert("RGB")
-    side = max(image.size)
-    if image.size != (side, side):
-        square = Image.new("RGB", (side, side), how.pad_colour)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    if side != how.size:
-        image = image.resize((how.size, how.size), Image.Resampling[how.resampling.upper()])
+    image = _pad(image, how) if how.square == "pad" else image
+    short = min(image.size)
+    if short != how.size:
+        size = (how.size * image.width // short, how.size * image.height // short)
+        image = image.resize(size, Image.Resampling[how.resampling.upper()])
+    left, top = (image.width - how.size) // 2, (image.height - how.size) // 2
+    image = image.crop((left, top, left + how.size, top + how.size))
     scaled = np.asarray(image, dtype=np.float32) / 255.0  # [S, S, 3]
     pixels: np.ndarray = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)  # [S, S, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # [1, 3, S, S]
+
+
+def _pad(image: Image.Image, how: Preprocessing) -> Image.Image:
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), how.pad_colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,19 +1,24 @@
 """Checkpoints in Hugging Face layout: model, processor, prompt template, and what a runtime needs to know of them."""
 
-import json
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
 import vlm.models.mobilevlm  # noqa: F401  (registers the architecture with transformers' Auto classes)
 from vlm.errors import UserError
 from vlm.folders import tree_sha256
 from vlm.manifest import Facts, Preprocessing
+from vlm.models.importing import read_config
+from vlm.models.prepared import prepared
+from vlm.models.processor import read_preprocessing, save_processor
+from vlm.models.tokenizers import MODEL
+from vlm.prompts import TEMPLATES
+from vlm.registry import did_you_mean
 
 SUPPORTED = ("mobilevlm", "llava")
 
@@ -42,25 +47,22 @@ class Checkpoint:
         return tree_sha256(self.folder)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load a VLM in float32 from a folder in Hugging Face layout (safetensors only).
+def load_checkpoint(name: Path) -> Checkpoint:
+    """Load a VLM in float32.
 
+    Args:
+        name: a folder in Hugging Face layout (safetensors only), one in upstream's layout, which is converted once
+            (vlm.models.prepared), or a hub name of either.
     Raises:
         UserError: no checkpoint there, an architecture that is not supported, or a damaged file.
     """
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise UserError(
-            f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student."
-        )
-    try:
-        kind = json.loads(config_file.read_text()).get("model_type")
-    except ValueError as error:
-        raise UserError(f"{config_file}: not JSON ({error}). Copy the checkpoint again.") from error
+    folder = prepared(name)
+    kind = read_config(folder).get("model_type")
     if kind not in SUPPORTED:
         raise UserError(
-            f"{config_file}: model_type {kind!r} is not supported, expected one of {', '.join(SUPPORTED)}. Convert the "
-            "checkpoint to one of these layouts, or describe the architecture in vlm/models/ and add it to SUPPORTED."
+            f"{folder / 'config.json'}: model_type {kind!r} is not supported, expected one of {', '.join(SUPPORTED)}. "
+            "Convert the checkpoint to one of these layouts, or describe the architecture in vlm/models/ and add it to "
+            "SUPPORTED."
         )
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
@@ -72,27 +74,30 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from error
     # transformers fills what is missing with random numbers and only logs it.
     wrong = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    if found := "; ".join(f"{kind}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys):
+    if found := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys):
         raise UserError(f"{folder}: the weights do not fit config.json ({found}). Copy or train the checkpoint again.")
     return describe(folder, model.eval())
 
 
 def describe(folder: Path, model: LlavaForConditionalGeneration) -> Checkpoint:
-    """Collect what a runtime needs to know of `model`, whose processor lies in `folder`."""
+    """Collect what a runtime needs to know of `model`, whose processor lies in `folder`.
+
+    Raises:
+        UserError: the processor is missing or prepares pictures in a way that is not supported, or the template that
+            config.json names does not exist.
+    """
     config = model.config
-    processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    pad = processor.get("do_pad", False)
-    mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
-    preprocessing = Preprocessing(
-        size=config.vision_config.image_size,
-        mean=mean,
-        std=std,
-        pad_colour=tuple(int(x * 255) for x in mean) if pad else (0, 0, 0),
-    )
+    # A checkpoint that names no template is one of LLaVA's: those are trained with Vicuna's.
+    template = getattr(config, "template", "v1")
+    if template not in TEMPLATES:
+        raise UserError(
+            f"{folder / 'config.json'}: template {template!r} found, expected one of {', '.join(TEMPLATES)}."
+            f"{did_you_mean(template, TEMPLATES)}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     facts = Facts(
-        preprocessing=preprocessing,
-        template="v1",
+        preprocessing=read_preprocessing(folder, config.vision_config.image_size),
+        template=template,
         image_tokens=config.image_seq_length,
         image_token_id=config.image_token_id,
         bos_id=tokenizer.bos_token_id,
@@ -103,21 +108,37 @@ def describe(folder: Path, model: LlavaForConditionalGeneration) -> Checkpoint:
     return Checkpoint(folder, model, facts)
 
 
-def save_checkpoint(model: LlavaForConditionalGeneration, tokenizer_folder: Path, out: Path) -> None:
-    """Write model, tokenizer and transformers processor to `out` (an existing folder)."""
+def save_checkpoint(
+    model: LlavaForConditionalGeneration, tokenizer_folder: Path, preprocessing: Preprocessing, out: Path
+) -> None:
+    """Write model, tokenizer and transformers processor to `out` (an existing folder).
+
+    Args:
+        model: what was trained.
+        tokenizer_folder: where its tokenizer lies.
+        preprocessing: how its pictures were prepared.
+        out: gets the files.
+    """
     model.save_pretrained(out, safe_serialization=True)
-    if (tokenizer_folder / "tokenizer.model").is_file():  # transformers writes tokenizer.json only
-        shutil.copy2(tokenizer_folder / "tokenizer.model", out)
-    config = model.config
-    size = config.vision_config.image_size
-    image_processor = LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
-    # Vision tokens are counted in pooled patches: an effective patch as wide as image / sqrt(V), no CLS to subtract.
-    effective_patch = size // round(config.image_seq_length**0.5)
-    LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer_folder),
-        patch_size=effective_patch,
-        vision_feature_select_strategy="full",
-    ).save_pretrained(out)
+    if (tokenizer_folder / MODEL).is_file():  # transformers writes tokenizer.json only
+        shutil.copy2(tokenizer_folder / MODEL, out)
+    save_processor(model.config, AutoTokenizer.from_pretrained(tokenizer_folder), preprocessing, out)
+
+
+def tower_sha256(model: LlavaForConditionalGeneration) -> str:
+    """Hash the vision tower's weights as far as the projector sees them: equal hashes, equal features.
+
+    What comes after the layer that is read (vision_feature_layer) is left out, as it has no part in the features. The
+    values are hashed in float32, so that the type a tower is held in does not count, but its rounding does.
+    """
+    tower = model.model.vision_tower
+    layers = tower.config.num_hidden_layers
+    layer = model.config.vision_feature_layer
+    read = layer if layer >= 0 else layers + 1 + layer
+    unread = ("post_layernorm.", *(f"encoder.layers.{index}." for index in range(read, layers)))
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        if not name.removeprefix("vision_model.").startswith(unread):
+            digest.update(f"{name} {list(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

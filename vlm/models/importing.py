@@ -1,0 +1,155 @@
+"""Upstream's checkpoints become transformers', tensor by tensor: a 7B model never stands in memory."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, GenerationConfig
+
+from vlm.errors import UserError
+from vlm.folders import finished_folder
+from vlm.manifest import Preprocessing
+from vlm.models import tokenizers, upstream
+from vlm.models.hub import locate
+from vlm.models.processor import PREPROCESSOR, read_preprocessing, save_processor
+from vlm.models.tensors import SHARD_BYTES, check_fit, counted, shapes, tensors, write_tensors
+from vlm.prompts import IMAGE
+
+ROWS = 64  # the vocabulary is filled up to a multiple of this, as in transformers' LLaVA-1.5
+_NOT_VISION = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower: transformers' configuration, and the CLIP it is read from unless that is built in here."""
+
+    sizes: dict[str, Any]
+    folder: Path | None
+
+
+def to_hf(
+    source: Path,
+    out: Path,
+    vision: Path | None = None,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Convert a checkpoint in upstream's layout to transformers'.
+
+    Weights keep their values and types. <image> and <pad> get ids after the tokenizer's own; the rows that the
+    embeddings get for them hold the mean of the others: such a token's logit is the mean logit, never the greatest.
+
+    Args:
+        source: folder or hub name.
+        out: the folder to make.
+        vision: folder or hub name of the CLIP, for a checkpoint without vision weights or with an unknown tower.
+        progress: told the share that is done, and the tensor.
+        shard_bytes: greatest size of one file of weights, which is also what stands in memory at once.
+    Raises:
+        UserError: the checkpoint is not upstream's, asks for what is not supported, or has missing, extra or misshaped
+            tensors, all of which are listed.
+    """
+    source = locate(source)
+    file = source / "config.json"
+    told = read_config(source)
+    if not upstream.is_upstream(told):
+        raise UserError(f"{file}: no mm_* keys, so this is not upstream's layout and needs no conversion to hf.")
+    family = upstream.check(told, file)
+    found = {name: shape for name, shape in shapes(source).items() if not upstream.is_buffer(name)}
+    has_tower = any(name.startswith(upstream.TOWER) for name in found)
+    tower = find_tower(told, file, vision, has_tower)
+    separate = None if has_tower else tower.folder
+    if separate:
+        found |= {name: tuple(tensor.shape) for name, tensor in clip_tensors(separate)}
+    tokenizer = tokenizers.from_upstream(source)
+    rows = -(-max(len(tokenizer), told["vocab_size"]) // ROWS) * ROWS
+    config = upstream.build_config(told, tower.sizes, rows, tokenizer.convert_tokens_to_ids(IMAGE), file)
+    where = f"{source} and {separate}" if separate else str(source)
+    check_fit(upstream.expected_shapes(config, told["vocab_size"]), found, where)
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors(source):
+            if not upstream.is_buffer(name):
+                vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
+                yield upstream.to_our_name(name, family.projector), grow(tensor, rows) if vocabulary else tensor
+        for name, tensor in clip_tensors(separate) if separate else ():
+            yield upstream.to_our_name(name, family.projector), tensor
+
+    with finished_folder(out) as folder:
+        write_tensors(counted(stream(), sum(map(prod, found.values())), progress), folder, shard_bytes)
+        config.architectures = [family.model.__name__]
+        config.save_pretrained(folder)
+        ids = {key: told.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(**ids).save_pretrained(folder)
+        shutil.copyfile(source / tokenizers.MODEL, folder / tokenizers.MODEL)
+        save_processor(config, tokenizer, _preprocessing(told, tower), folder)
+    return out
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a checkpoint.
+
+    Raises:
+        UserError: it is missing or not JSON.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student."
+        )
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not JSON ({error}). Copy the checkpoint again.") from error
+
+
+def find_tower(told: dict[str, Any], file: Path, vision: Path | None, has_weights: bool) -> Tower:
+    """Find the vision tower of an upstream checkpoint: where the user says, else where its configuration says.
+
+    Raises:
+        UserError: it is not there.
+    """
+    name = vision or Path(told.get("mm_vision_tower") or "")
+    sizes = upstream.vision_sizes(str(name))
+    if has_weights and vision is None and sizes:
+        return Tower(sizes, None)
+    lack = "the size of its vision tower" if has_weights else "the weights of its vision tower"
+    try:
+        folder = locate(name)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: no config.json there.")
+    except UserError as error:
+        raise UserError(
+            f"{file}: {lack} must come from {str(name)!r}. {error} Give the CLIP's folder or hub name with --vision."
+        ) from error
+    return Tower(CLIPVisionConfig.from_pretrained(folder).to_dict(), folder)
+
+
+def clip_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the vision tower's tensors of a CLIP, by upstream's names."""
+    for name, tensor in tensors(folder):
+        if not name.startswith(_NOT_VISION) and not upstream.is_buffer(f".{name}"):
+            yield upstream.TOWER + name.removeprefix("vision_model."), tensor
+
+
+def grow(table: Tensor, rows: int) -> Tensor:
+    """Add rows to a table [R, D] up to `rows`, each the mean of those there are."""
+    mean = table.float().mean(0, keepdim=True).to(table.dtype)  # [1, D]
+    return torch.cat([table, mean.expand(rows - len(table), -1)])  # [rows, D]
+
+
+def _preprocessing(told: dict[str, Any], tower: Tower) -> Preprocessing:
+    """CLIP's scaling, and the square that the checkpoint was trained with."""
+    size = tower.sizes["image_size"]
+    clip = Preprocessing(size=size)
+    if tower.folder and (tower.folder / PREPROCESSOR).is_file():
+        clip = read_preprocessing(tower.folder, size)
+    return clip.model_copy(update={"square": "pad" if told.get("image_aspect_ratio") == "pad" else "crop"})

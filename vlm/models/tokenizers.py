@@ -1,0 +1,72 @@
+"""LLaMA's tokenizer between upstream's files, which know no <image>, and transformers', where it has an id."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+from vlm.errors import UserError
+from vlm.prompts import IMAGE
+
+MODEL = "tokenizer.model"
+PAD = "<pad>"
+_FILES = (MODEL, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_NAMES = ("bos_token", "eos_token", "unk_token")
+
+
+def from_upstream(folder: Path) -> PreTrainedTokenizerBase:
+    """Read upstream's tokenizer and add <image> and <pad>, as transformers' own conversion of LLaVA does.
+
+    Upstream reads tokenizer.model, never tokenizer.json, and without the key `legacy` its version of transformers puts
+    a blank before the text that follows a special token.
+
+    Raises:
+        UserError: there is no tokenizer.model.
+    """
+    if not (folder / MODEL).is_file():
+        raise UserError(f"{folder}: no {MODEL}, which upstream's tokenizer is read from. Copy it from the base model.")
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for file in _FILES:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, copy / file)
+        config = copy / "tokenizer_config.json"
+        values = json.loads(config.read_text()) if config.is_file() else {}
+        values = {"tokenizer_class": "LlamaTokenizer", "legacy": True} | values
+        config.write_text(json.dumps(values))
+        tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": PAD})
+    tokenizer.init_kwargs |= {"extra_special_tokens": {"image_token": IMAGE}, "image_token": IMAGE}
+    tokenizer.image_token = IMAGE
+    return tokenizer
+
+
+def to_upstream(folder: Path, out: Path) -> None:
+    """Write the tokenizer of a checkpoint in transformers' layout to `out` as upstream's files, without <image>.
+
+    Raises:
+        UserError: the checkpoint has no tokenizer.model, the only form that upstream reads.
+    """
+    if not (folder / MODEL).is_file():
+        raise UserError(
+            f"{folder}: no {MODEL}, the only form in which upstream reads a tokenizer. Copy it from the base model."
+        )
+    shutil.copyfile(folder / MODEL, out / MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    names = {name: str(getattr(tokenizer, name)) for name in _NAMES}
+    names["pad_token"] = names["unk_token"]  # as upstream trains
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        **names,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": tokenizer.legacy,
+        "model_max_length": 2048,
+        "padding_side": "right",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
