@@ -1,0 +1,57 @@
+"""Configuration of how a run trains: the teacher's cache, ZeRO, LoRA."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vlm.config import Config
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Cache(Config):
+    """The teacher's outputs, kept in files before the training, which then needs no teacher in memory.
+
+    Attributes:
+        kind: `exact` holds all that the terms read, in float16; `compact` the likeliest tokens of each answer position.
+        folder: where; made if it is not there, shared by runs with the same teacher, data and terms.
+        top_k: for compact, how many tokens.
+        shard_records: records in a file: what an interrupted process has to do again.
+        check_batches: batches that are computed again with the live teacher when all is written.
+        force: write even when the disk will not hold it.
+    """
+
+    kind: Literal["exact", "compact"]
+    folder: str
+    top_k: Count = 32
+    shard_records: Count = 256
+    check_batches: Count = 4
+    force: bool = False
+
+
+class Zero(Config):
+    """DeepSpeed's ZeRO.
+
+    Attributes:
+        stage: 1 splits the optimizer's state over the processes, 2 the gradients too, 3 the weights too.
+        offload: what lies in the CPU's memory instead of the GPU's; `all` (with the weights) needs stage 3.
+    """
+
+    stage: Literal[1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "all"] = "none"
+
+
+class Lora(Config):
+    """Low-rank updates of the decoder's linear layers instead of its weights; merged into them at the end.
+
+    Attributes:
+        rank: of the updates.
+        alpha: they are scaled by alpha / rank.
+        targets: names of the linear layers.
+    """
+
+    rank: Count = 16
+    alpha: Count = 32
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
