@@ -1,6 +1,7 @@
 """GGUF: what llama.cpp computes from the written files is what the checkpoint computes."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ from export._gguf_decoder import deinterleave, interleave, storage
 from export._gguf_mmproj import measure
 from export._gguf_vocabulary import tokenization_differences
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
+from tests.manifests import write_manifest
 from tests.tiny import random_model
-from vlm.manifest import Manifest
+from vlm.errors import UserError
+from vlm.manifest import Manifest, list_files
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
-from vlm.runtimes.llamacpp import LlamaCppRuntime
+from vlm.runtimes.llamacpp import VISION, LlamaCppRuntime
 from vlm.runtimes.torch import TorchRuntime
 
 
@@ -75,6 +78,14 @@ def test_reset_forgets_the_previous_answer(artifact: Manifest) -> None:
     assert not np.allclose(runtime.forward(runtime.embed([1, 5, 7])), first)
     runtime.reset()
     np.testing.assert_allclose(runtime.forward(runtime.embed([1, 5, 7])), first, atol=1e-6)
+
+
+def test_a_vision_tower_that_cannot_be_loaded_is_named(artifact: Manifest, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact.name, tmp_path / "damaged")
+    (folder / VISION).write_bytes(b"no graph")
+    write_manifest(folder, **{**artifact.model_dump(exclude={"schema_"}), "files": list_files(folder)})
+    with pytest.raises(UserError, match=r"vision_encoder\.onnx: ONNX Runtime .* cannot load it"):
+        LlamaCppRuntime(folder, 1)
 
 
 def test_grouped_heads_and_rows_that_do_not_divide(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_a_changed_artifact_fails_its_checksum(artifact: Path) -> None:
 
 def test_a_missing_engine_says_what_to_install(artifact: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "vlm.runtimes.onnx", raising=False)
+    for module in ("onnx", "_onnx_session"):
+        monkeypatch.delitem(sys.modules, f"vlm.runtimes.{module}", raising=False)
     with pytest.raises(UserError, match=r"needs onnxruntime, which is not installed: .*-e '\.\[onnx\]'"):
         ask(artifact, picture, "What is it?")
 

@@ -120,7 +120,8 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
 
 
 def test_a_missing_engine_is_named_with_what_to_type(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "vlm.runtimes.onnx", raising=False)
+    for module in ("onnx", "_onnx_session"):
+        monkeypatch.delitem(sys.modules, f"vlm.runtimes.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"needs onnxruntime.*pip install -c constraints\.txt -e '\.\[onnx\]'"):
         open_runtime(artifact)

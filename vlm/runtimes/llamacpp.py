@@ -10,12 +10,12 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-import onnxruntime
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from vlm.errors import UserError
 from vlm.manifest import read_manifest
+from vlm.runtimes._onnx_session import open_session
 from vlm.runtimes.base import Runtime, VisionOutput
 
 DECODER = "decoder.gguf"
@@ -50,7 +50,7 @@ class LlamaCppRuntime(Runtime):
         self._rows, self._row_type = table.data, table.tensor_type  # [vocabulary, bytes or values of a row]
         self._batch = _Batch(self.facts.context_length, manifest.hidden_size)
         self._vocabulary = manifest.vocab_size
-        self._vision = _vision_session(folder / VISION, threads)
+        self._vision = open_session(folder / VISION, threads)
         self.reset()
 
     def encode_image(self, pixels: np.ndarray) -> VisionOutput:
@@ -131,12 +131,6 @@ def _new_context(model: object, context_length: int, threads: int) -> object:
     if not context:
         raise UserError(f"llama.cpp cannot hold a context of {context_length} tokens: not enough memory.")
     return context
-
-
-def _vision_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def open(folder: Path, threads: int = 2) -> LlamaCppRuntime:

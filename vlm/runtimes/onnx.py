@@ -3,28 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as problems
 
-from vlm.errors import UserError
 from vlm.manifest import read_manifest
+from vlm.runtimes._onnx_session import open_session
 from vlm.runtimes.base import Runtime, VisionOutput
 
 VISION = "vision_encoder.onnx"
 EMBEDDING = "embed_tokens.onnx"
 DECODER = "decoder_model_merged.onnx"
-
-# ONNX Runtime's errors share no base class.
-LOAD_PROBLEMS = (
-    problems.EPFail,
-    problems.Fail,
-    problems.InvalidArgument,
-    problems.InvalidGraph,
-    problems.InvalidProtobuf,
-    problems.NoSuchFile,
-    problems.NotImplemented,
-    problems.RuntimeException,
-)
 
 
 def cache_names(layers: int) -> tuple[list[str], list[str]]:
@@ -42,7 +28,7 @@ class OnnxRuntime(Runtime):
         manifest = read_manifest(folder)
         self.folder, self.facts = folder, manifest.facts(folder)
         self._vision, self._embedding, self._decoder = (
-            _session(folder / file, threads) for file in (VISION, EMBEDDING, DECODER)
+            open_session(folder / file, threads) for file in (VISION, EMBEDDING, DECODER)
         )
         settings = manifest.settings
         self._past, self._present = cache_names(int(settings["layers"]))
@@ -73,16 +59,6 @@ class OnnxRuntime(Runtime):
         logits, *self._cache = self._decoder.run(["logits", *self._present], inputs)
         self._length += len(embeds)
         return np.asarray(logits[0, 0])  # [vocabulary]
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; warnings about unused constants say nothing to a user
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except LOAD_PROBLEMS as error:
-        raise UserError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error}). Export it again.") from error
 
 
 def open(folder: Path, threads: int = 2) -> OnnxRuntime:
