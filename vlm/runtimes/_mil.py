@@ -8,7 +8,8 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,46 @@ def _fixed(operation: Any, known: dict[str, Any], reader: Constants) -> dict[str
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """An operation's arithmetic; its constant arguments are bound already.
+
+    Attributes:
+        function: from OPERATIONS.
+        inputs: argument -> name of the value it takes.
+        joined: names of the values that the argument `values` lists; empty where there is no such argument.
+        output: name of the result.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[tuple[str, str], ...]
+    joined: tuple[str, ...]
+    output: str
+
+    def run(self, values: dict[str, Any], states: dict[str, np.ndarray]) -> None:
+        """Compute the result."""
+        arguments: dict[str, Any] = {key: values[name] for key, name in self.inputs}
+        if self.joined:
+            arguments["values"] = [values[name] for name in self.joined]
+        values[self.output] = self.function(**arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _StateAccess:
+    """Reads a state, or writes a value into it; `output` then is the new content, "" where nobody asks for it."""
+
+    state: str
+    source: str | None  # name of the value to write; None: read
+    output: str
+
+    def run(self, values: dict[str, Any], states: dict[str, np.ndarray]) -> None:
+        """Read or write."""
+        if self.source is not None:
+            states[self.state] = values[self.source]
+        if self.output:
+            values[self.output] = states[self.state]
+
+
 class Program:
     """A saved program, compiled once to a list of NumPy calls; keeps the states between calls.
 
@@ -156,8 +197,8 @@ class Program:
             for entry in function.inputs
             if entry.type.WhichOneof("type") == "stateType"
         }
-        self._steps: list[tuple[Any, list[tuple[str, str]], list[str], str]] = []
-        self._known: dict[str, Any] = {}
+        self._steps: list[_Call | _StateAccess] = []
+        self._known: dict[str, Any] = {}  # values that do not depend on the inputs
         reader = Constants(package)
         for operation in block.operations:
             self._compile(package, operation, reader)
@@ -167,52 +208,48 @@ class Program:
         """Set every state to zeros."""
         self.states = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
 
-    def _compile(self, package: Path, operation: Any, reader: Constants) -> None:
-        kind, out = operation.type, operation.outputs[0].name if operation.outputs else ""
-        if kind == "const":
-            self._known[out] = _prepare(reader.value(operation.attributes["val"]))
-            return
-        if kind in _STATEFUL:
-            names = {key: argument.arguments[0].name for key, argument in operation.inputs.items()}
-            self._steps.append((kind, list(names.items()), [], out))
-            return
-        if kind not in OPERATIONS or len(operation.outputs) != 1:
-            raise UserError(
-                f"{package}: operation {kind!r} is not one the interpreter knows. It can be run on macOS only."
-            )
-        fixed = _fixed(operation, self._known, reader)
-        arguments = {key: _prepare(v[0]) if len(v) == 1 and key != "values" else v for key, v in fixed.items()}
-        call = partial(OPERATIONS[kind], **arguments)
-        moving = {key: argument.arguments for key, argument in operation.inputs.items() if key not in fixed}
-        if not moving:
-            self._known[out] = _prepare(call())
-            return
-        single = [(key, parts[0].name) for key, parts in moving.items() if key != "values"]
-        many = [part.name for part in moving["values"]] if "values" in moving else []
-        self._steps.append((call, single, many, out))
-
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run the program on its inputs; returns its outputs by name."""
         values = {**self._known, **inputs}
-        for call, single, many, out in self._steps:
-            if isinstance(call, str):
-                self._touch_state(call, dict(single), out, values)
-            elif many:
-                values[out] = call(
-                    values=[values[name] for name in many], **{key: values[name] for key, name in single}
-                )
-            else:
-                values[out] = call(**{key: values[name] for key, name in single})
+        for step in self._steps:
+            step.run(values, self.states)
         return {name: values[name] for name in self.outputs}
 
-    def _touch_state(self, kind: str, names: dict[str, str], out: str, values: dict[str, Any]) -> None:
-        if kind == "read_state":
-            values[out] = self.states[names["input"]]
-            return
-        state = names["input" if kind == "write_state" else "state"]
-        self.states[state] = values[names["data" if kind == "write_state" else "value"]]
-        if out:
-            values[out] = self.states[state]
+    def _compile(self, package: Path, operation: Any, reader: Constants) -> None:
+        """Compute the operation now if all its inputs are constants, else add it to the steps."""
+        kind, output = operation.type, operation.outputs[0].name if operation.outputs else ""
+        if kind == "const":
+            self._known[output] = _prepare(reader.value(operation.attributes["val"]))
+        elif kind in _STATEFUL:
+            self._steps.append(_state_access(operation, output))
+        elif kind not in OPERATIONS or len(operation.outputs) != 1:
+            raise UserError(
+                f"{package}: operation {kind!r} is not one the interpreter knows. It can be run on macOS only."
+            )
+        else:
+            fixed = _fixed(operation, self._known, reader)
+            arguments = {key: _prepare(v[0]) if len(v) == 1 and key != "values" else v for key, v in fixed.items()}
+            call = partial(OPERATIONS[kind], **arguments)
+            moving = {
+                key: [part.name for part in a.arguments] for key, a in operation.inputs.items() if key not in fixed
+            }
+            if moving:
+                joined = tuple(moving.pop("values", ()))
+                inputs = tuple((key, names[0]) for key, names in moving.items())
+                self._steps.append(_Call(call, inputs, joined, output))
+            else:
+                self._known[output] = _prepare(call())
+
+
+def _state_access(operation: Any, output: str) -> _StateAccess:
+    names = {key: argument.arguments[0].name for key, argument in operation.inputs.items()}
+    match operation.type:
+        case "read_state":
+            return _StateAccess(names["input"], None, output)
+        case "write_state":
+            return _StateAccess(names["input"], names["data"], output)
+        case _:
+            return _StateAccess(names["state"], names["value"], output)
 
 
 def _prepare(value: Any) -> Any:
