@@ -3,17 +3,18 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
+from device_bench.pictures import load_picture
 from device_bench.resampling import image_sums, interval, resampled_weights
 from device_bench.tasks.base import BenchQuestion, Sample, Task, TaskScore, cluster
-from vlm.data.records import load_image
+from vlm.data.records import SCENES
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
 from vlm.folders import write_atomic
@@ -56,19 +57,38 @@ def families() -> tuple[str, ...]:
     return (*FAMILIES, *(name for name in found if name not in FAMILIES))
 
 
-def questions(tasks: Sequence[str], scenes: int) -> list[BenchQuestion]:
+def questions(tasks: Sequence[str], scenes: int, data: Path | None = None) -> list[BenchQuestion]:
     """Everything that some benchmarks ask.
 
     Args:
-        tasks: modules of device_bench.tasks that have `questions(count)`.
+        tasks: modules of device_bench.tasks: "scenes", which draws its questions, or benchmarks that lie in `data`.
         scenes: how many test images of a benchmark that draws its own.
+        data: folder with the questions of real benchmarks (docs/benchmarks.md).
     Raises:
-        UserError: there is no such benchmark, or it only grades answers and has no questions here.
+        UserError: there is no such benchmark, or its questions are not there.
     """
     asked: list[BenchQuestion] = []
     for name in tasks:
-        asked += asking(name).questions(scenes)
+        if data is not None and name in FAMILIES:
+            asked += task(name).load(data)
+        else:
+            asked += asking(name).questions(scenes)
     return asked
+
+
+def versions(asked: Sequence[BenchQuestion]) -> dict[str, dict[str, Any]]:
+    """Which edition of each real benchmark some questions are; the built-in scenes have none."""
+    real = [question for question in asked if not question.image.startswith(SCENES)]
+    found = {name: [question for question in real if question.family == name] for name in FAMILIES}
+    return {name: task(name).version(members) for name, members in found.items() if members}
+
+
+def publish(accuracy: Accuracy, editions: dict[str, dict[str, Any]]) -> Accuracy:
+    """Add to the details of real benchmarks which data it was ("data") and the score as people publish it ("line")."""
+    for name, edition in editions.items():
+        found = accuracy["tasks"][name]
+        found["details"] |= {"data": edition, "line": task(name).line(found)}
+    return accuracy
 
 
 def scenes_questions(count: int) -> list[BenchQuestion]:
@@ -87,18 +107,25 @@ def asking(name: str) -> ModuleType:
         return load(TASKS, name)
     if name in names(TASKS):
         raise UserError(
-            f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. To score answers that "
-            f"exist: pocketvlm eval --tasks {name} --predictions FILE --data DIR."
+            f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. Its questions lie in a "
+            f"folder: pocketvlm eval MODEL --tasks {name} --data DIR (docs/benchmarks.md)."
         )
     raise UserError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
 
 
-def grade(question: BenchQuestion, answer: str, ms: float = 0.0) -> Sample:
-    """Read an answer and give it credit by its family's rules."""
+def grade(question: BenchQuestion, answer: str, **measured: Any) -> Sample:
+    """Read an answer and give it credit by its family's rules; `measured` are the other fields of a sample."""
     rules = task(question.family)
     parsed = rules.parse(answer, question.options)
     known = {field.name: getattr(question, field.name) for field in fields(BenchQuestion)}
-    return Sample(**known, answer=answer, parsed=parsed, correct=rules.correct(parsed, question.truth), ms=ms)
+    return Sample(**known, answer=answer, parsed=parsed, correct=rules.correct(parsed, question.truth), **measured)
+
+
+def regrade(sample: Sample) -> Sample:
+    """Read a sample's answer again."""
+    rules = task(sample.family)
+    parsed = rules.parse(sample.answer, sample.options)
+    return replace(sample, parsed=parsed, correct=rules.correct(parsed, sample.truth))
 
 
 def evaluate(
@@ -108,6 +135,9 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
     """Ask every question greedily; each image is encoded once for its consecutive questions.
+
+    A question whose prompt does not fit into the model's context is not asked: its answer is empty, and `problem` says
+    why; scores count such samples as "unasked".
 
     Args:
         runtime: the loaded model.
@@ -120,18 +150,30 @@ def evaluate(
     samples: list[Sample] = []
     image, vision = "", None
     for question in questions:
+        start = time.perf_counter()
         if question.image != image:
             image, vision = question.image, _encode(runtime, question.image)
-        start = time.perf_counter()
-        answer = runtime.answer(None, question.prompt, max_new_tokens, vision=vision)
-        samples.append(grade(question, answer.text, (time.perf_counter() - start) * 1e3))
+        vision_ms = (time.perf_counter() - start) * 1e3
+        samples.append(_ask(runtime, question, vision, max_new_tokens, vision_ms))
         if on_progress:
             on_progress(len(samples), len(questions))
     return samples
 
 
+def _ask(
+    runtime: Runtime, question: BenchQuestion, vision: VisionOutput | None, max_new_tokens: int, vision_ms: float
+) -> Sample:
+    length, room = len(runtime.prompt(question.prompt, vision is not None)), runtime.facts.context_length
+    if length + 1 > room:
+        return grade(question, "", problem=f"the prompt has {length} tokens, the context holds {room}")
+    start = time.perf_counter()
+    answer = runtime.answer(None, question.prompt, max_new_tokens, vision=vision)
+    ms = (time.perf_counter() - start) * 1e3
+    return grade(question, answer.text, ms=ms, vision_ms=vision_ms, tokens=len(answer.tokens))
+
+
 def _encode(runtime: Runtime, image: str) -> VisionOutput | None:
-    return runtime.encode_image(runtime.pixels(load_image(image))) if image else None
+    return runtime.encode_image(runtime.pixels(load_picture(image))) if image else None
 
 
 class ImageSums:
@@ -176,7 +218,7 @@ def score(samples: Sequence[Sample]) -> Accuracy:
     if not samples:
         raise UserError("no answers to score: the file or the selection of tasks is empty.")
     table = ImageSums(samples)
-    tasks = {f: task(f).score([sample for sample in samples if sample.family == f]) for f in table.families}
+    tasks = {f: _score(f, [sample for sample in samples if sample.family == f]) for f in table.families}
     average = float(table.values(np.ones((1, len(table.images))))["avg"][0])
     resampled = table.values(resampled_weights(table.strata))["avg"]
     low, high = interval(resampled, average, len(table.images))
@@ -184,6 +226,13 @@ def score(samples: Sequence[Sample]) -> Accuracy:
         "avg": {"score": round(average, 4), "n": len(samples), "ci95": [round(low, 4), round(high, 4)]},
         "tasks": tasks,
     }
+
+
+def _score(family: str, samples: Sequence[Sample]) -> TaskScore:
+    found = task(family).score(samples)
+    if unasked := sum(bool(sample.problem) for sample in samples):
+        found["details"]["unasked"] = unasked
+    return found
 
 
 def save_answers(samples: Iterable[Sample], path: Path) -> None:

@@ -1,6 +1,5 @@
 """Whole benchmarks: questions, grading, scores of published answers, and the files between them."""
 
-import json
 import random
 import subprocess
 import sys
@@ -15,23 +14,13 @@ from PIL import Image
 
 from device_bench import tasks
 from device_bench.evaluate import evaluate, families, grade, load_answers, questions, save_answers, score, task
-from device_bench.predictions import score_predictions
-from device_bench.tasks import scienceqa
 from device_bench.tasks.base import Sample, Truth
 from tests.answers import question
 from vlm.data.records import load_image
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SCENES = 12
-
-
-def needs(*parts: str) -> Path:
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{path} is not here: third-party test data is not part of the project")
-    return path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,69 +124,20 @@ def test_scoring_imports_neither_torch_nor_transformers() -> None:
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_pope_answers_of_llava_13b_score_as_published() -> None:
-    accuracy, _ = score_predictions(needs("pope", "llava15_13b_answers.jsonl"), "pope", needs("pope"))
-    found = accuracy["tasks"]["pope"]
-    f1 = {setting: round(row["f1"], 2) for setting, row in found["details"]["settings"].items()}
-    assert round(found["score"], 2) == 85.95
-    assert f1 == {"random": 87.14, "popular": 86.25, "adversarial": 84.46}
-    assert found["details"]["data"]["labels"]["random"] == 2910
-
-
-def test_scienceqa_answers_of_llava_13b_score_as_published(tmp_path: Path) -> None:
-    source = needs("scienceqa", "llava15_13b_output.jsonl")
-    tree = json.loads(source.read_text())
-    lines = [{"question_id": row["question_id"], "text": row["pred"]} for part in tree.values() for row in part]
-    plain = tmp_path / "answers.jsonl"
-    plain.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for predictions in (source, plain):
-        accuracy, samples = score_predictions(predictions, "scienceqa", needs("scienceqa"))
-        found = accuracy["tasks"]["scienceqa"]
-        assert (round(found["score"], 2), round(found["details"]["all"], 2), found["n"]) == (71.64, 74.39, 2017)
-    assert all(str(sample.truth) in scienceqa.LETTERS[: len(sample.options)] for sample in samples)
-
-
-def test_mme_example_results_score_as_the_official_tool_does(tmp_path: Path) -> None:
-    folder = needs("mme", "lavin")
-    accuracy, samples = score_predictions(folder, "mme", folder)
-    details = accuracy["tasks"]["mme"]["details"]
-    assert (round(details["perception"], 2), round(details["cognition"], 2)) == (963.29, 249.64)
-    assert details["categories"]["existence"] == {"acc": 95.0, "acc_plus": 90.0, "score": 185.0}
-    said = {
-        (s.category, Path(s.image).stem, " ".join(s.prompt.split(" Please answer")[0].split())): s.answer
-        for s in samples
-    }
-    lines = []
-    for row in map(json.loads, needs("mme", "llava_mme.jsonl").read_text().splitlines()):
-        asked = " ".join(row["text"].split("\n")[0].split())
-        key = row["category"], Path(row["image"]).stem, asked
-        lines.append({"question_id": row["question_id"], "prompt": row["text"], "text": said.get(key, "")})
-    path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    again, _ = score_predictions(path, "mme", folder)
-    assert again["tasks"]["mme"]["details"]["perception"] == details["perception"]
-    assert again["tasks"]["mme"]["details"]["data"] == {"questions": 2370, "left_out": 4}
-
-
-def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "answers.jsonl"
-    path.write_text('{"question_id": 99999, "text": "No"}\n')
-    with pytest.raises(UserError, match="99999"):
-        score_predictions(path, "pope", needs("pope"))
-    with pytest.raises(UserError, match="Did you mean 'pope'"):
-        score_predictions(path, "popee", tmp_path)
-
-
 def test_grading_again_changes_nothing() -> None:
     samples = answered(3, 0.5)
     assert [grade(replace(s, parsed="", correct=0.0), s.answer) for s in samples] == samples
 
 
 class Echo:
-    """A model that answers with the number of pictures it has encoded so far."""
+    """A model that answers with the number of pictures it has encoded so far; its context holds 400 characters."""
 
     def __init__(self) -> None:
         self.encoded = 0
+        self.facts = SimpleNamespace(context_length=400)
+
+    def prompt(self, question: str, has_image: bool) -> str:
+        return question
 
     def pixels(self, image: Image.Image) -> Image.Image:
         return image
@@ -207,7 +147,7 @@ class Echo:
         return self.encoded
 
     def answer(self, image: None, question: str, max_new_tokens: int, vision: int | None) -> SimpleNamespace:
-        return SimpleNamespace(text=f"{vision}")
+        return SimpleNamespace(text=f"{vision}", tokens=[0])
 
 
 def test_each_image_is_encoded_once_for_all_its_questions_and_none_without_one() -> None:
@@ -218,3 +158,14 @@ def test_each_image_is_encoded_once_for_all_its_questions_and_none_without_one()
         (q.image, {"scenes:950000": "1", "scenes:950001": "2", "": "None"}[q.image]) for q in asked
     ]
     assert seen[-1] == (len(asked), len(asked)) and [s.id for s in samples] == [q.id for q in asked]
+
+
+def test_a_prompt_that_does_not_fit_is_not_asked_and_counted() -> None:
+    asked = [
+        question("scienceqa", "A", "short", image=""),
+        question("scienceqa", "A", "long", image="", prompt="w" * 500),
+    ]
+    samples = evaluate(Echo(), asked, 4)  # type: ignore[arg-type]
+    assert samples[0].problem == "" and samples[1].answer == ""
+    assert samples[1].problem == "the prompt has 500 tokens, the context holds 400"
+    assert score(samples)["tasks"]["scienceqa"]["details"]["unasked"] == 1

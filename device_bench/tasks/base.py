@@ -6,16 +6,21 @@ how their sums become percent (`value`, [..., K] -> [...]). The official score i
 interval is the values of sums over resampled images.
 """
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from device_bench.resampling import image_sums, interval, resampled_weights
+from device_bench.rows import Row
+from vlm.errors import UserError
 
 Truth = str | tuple[str, ...]
+Editions = dict[tuple[int, ...], str]  # counts of questions -> what people call the edition
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,19 @@ class Sample(BenchQuestion):
         answer: what the model said.
         parsed: what the official rules read in it.
         correct: credit from 0 to 1; fractions occur in TextVQA only.
-        ms: milliseconds it took.
+        ms: milliseconds from the prompt to the end of the answer, without the image.
+        vision_ms: milliseconds that its image took, on the first of the image's questions; else 0.
+        tokens: length of the answer.
+        problem: why the model was not asked ("the prompt has 600 tokens, the context holds 512"), else "".
     """
 
     answer: str = ""
     parsed: str = ""
     correct: float = 0.0
     ms: float = 0.0
+    vision_ms: float = 0.0
+    tokens: int = 0
+    problem: str = ""
 
 
 class TaskScore(TypedDict):
@@ -78,6 +89,25 @@ class Task(Protocol):
     """A benchmark's module in this package."""
 
     VERSION: str
+    TABLES: Sequence[str]
+
+    def load(self, data: Path) -> list[BenchQuestion]:
+        """Read the questions in whichever layout lies in a folder."""
+
+    def version(self, questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+        """Say which edition of the benchmark some questions are."""
+
+    def from_row(self, row: Row, image: str) -> list[BenchQuestion]:
+        """Read the questions of one row of a VLMEvalKit table."""
+
+    def answer_key(self, row: Row, place: str) -> Hashable:
+        """Say which question a row of an answer file answers."""
+
+    def question_keys(self, question: BenchQuestion) -> tuple[Hashable, ...]:
+        """Say all that `answer_key` may say of its answers."""
+
+    def line(self, score: TaskScore) -> str:
+        """Put the score into the words in which people publish it."""
 
     def parse(self, answer: str, options: Sequence[str] = ()) -> str:
         """Read an answer as the official scorer does."""
@@ -170,3 +200,29 @@ def percent(credits: Iterable[float]) -> float:
     """100 times the mean, 0 of nothing."""
     values = list(credits)
     return 100 * sum(values) / len(values) if values else 0.0
+
+
+def edition(questions: Sequence[BenchQuestion], editions: Editions, *counts: int, **more: Any) -> dict[str, Any]:
+    """Which edition of a benchmark some questions are.
+
+    Args:
+        questions: all of them.
+        editions: known counts and what they are called.
+        counts: what tells editions apart; the number of questions if none are given.
+        more: further facts.
+    Returns:
+        "edition", "questions", further facts, and "sha256" of ids, prompts, truths and options.
+    Raises:
+        UserError: there are no questions.
+    """
+    if not questions:
+        raise UserError("the question files hold no question. Download them again.")
+    lines = sorted("\t".join((q.id, q.prompt, str(q.truth), *q.options)) for q in questions)
+    counts = counts or (len(questions),)
+    name = editions.get(counts, f"unknown: {' / '.join(f'{count:,}' for count in counts)}")
+    return {"edition": name, "questions": len(questions), **more, "sha256": digest(lines)}
+
+
+def digest(lines: Sequence[str]) -> str:
+    """First 12 digits of the SHA-256 of some lines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

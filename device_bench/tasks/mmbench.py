@@ -9,23 +9,52 @@ asks a judge model where this reading fails.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from device_bench.pictures import table_rows
+from device_bench.rows import Row, need, text_of
 from device_bench.tasks.base import (
+    BenchQuestion,
+    Editions,
     Sample,
     TaskScore,
     Truth,
     accuracy,
     by_group,
     credit_by,
+    edition,
     percent,
     task_score,
 )
+from vlm.data.scenes.question import CHOOSE
+from vlm.errors import UserError
 
-VERSION = "mmbench-1"
+VERSION = "mmbench-2"
 LETTERS = "ABCD"
+TABLES = (
+    "mmbench_dev_20230712.tsv",
+    "mmbench_dev_en_20231003.tsv",
+    "MMBench_DEV_EN.tsv",
+    "MMBench_DEV_EN_legacy.tsv",
+    "MMBench_DEV_EN_V11.tsv",
+)
+EDITIONS: Editions = {
+    (1176, 4377): "dev of July 2023 (as LLaVA-1.5)",
+    (1164, 4329): "dev of October 2023, V1.0 (as MobileVLM V2)",
+}
+ROTATION = 1_000_000  # a rotated question's index is its number of rotations times this, plus the question's
+EMPTY = {"", "nan", "none"}  # as is_none of LLaVA's model_vqa_mmbench.py
+REJECTIONS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+NO_ANSWER = "Failed to obtain answer via API"
 FAILED = "failed"
 REFUSED = "refused"
 value = accuracy
@@ -34,10 +63,76 @@ _SENTENCE = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORE
 _LAST_WORDS = 4
 
 
+def load(data: Path) -> list[BenchQuestion]:
+    """Read a table of the dev split, which holds every rotation; the pictures are in it."""
+    table = need(data, TABLES, "MMBench's table")
+    rows = table_rows(table)
+    pictures = {row["index"]: image for row, image in rows}
+    main = [(row, pictures.get(str(int(row["index"]) % ROTATION)) or image) for row, image in rows]
+    return [question for row, image in main for question in from_row(row, image)]
+
+
+def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+    """Name the edition by its questions and their rotations."""
+    groups = len({question.group for question in questions})
+    return edition(questions, EDITIONS, groups, len(questions), groups=groups)
+
+
+def from_row(row: Row, image: str) -> list[BenchQuestion]:
+    """Read index, hint, question, A to D, answer and category.
+
+    Raises:
+        UserError: the row has no answer: it is of the test split, which only the evaluation server can score.
+    """
+    name, place = str(row["index"]).removesuffix(".0"), f"MMBench's question {row['index']}"
+    if "answer" not in row:
+        raise UserError(f"{place} has no answer: only the evaluation server scores the test split. Give the dev split.")
+    options: list[str] = []
+    for letter in LETTERS:
+        if str(row.get(letter, "")).lower() in EMPTY:
+            break
+        options.append(str(row[letter]))
+    hint = str(row.get("hint", ""))
+    asked = [text_of(row, ("question",), place), *(f"{a}. {b}" for a, b in zip(LETTERS, options, strict=False)), CHOOSE]
+    prompt = "\n".join(asked if hint.lower() in EMPTY else [hint, *asked])
+    group, kind = str(int(name) % ROTATION), str(row.get("category", "unknown"))
+    return [BenchQuestion(name, image or group, "mmbench", kind, "", group, prompt, str(row["answer"]), tuple(options))]
+
+
+def answer_key(row: Row, place: str) -> Hashable:
+    """Take the index.
+
+    Raises:
+        UserError: the answers are of --all-rounds, which asks the rotations under one index.
+    """
+    if row.get("round_id"):
+        raise UserError(
+            f"{place}: round_id {row['round_id']}: answers of model_vqa_mmbench.py --all-rounds. The table holds every "
+            "rotation already: answer it without --all-rounds."
+        )
+    return text_of(row, ("question_id", "index"), place).removesuffix(".0")
+
+
+def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
+    """Take the index."""
+    return (question.id,)
+
+
+def line(score: TaskScore) -> str:
+    """The circular score, which papers quote as MMB."""
+    return f"MMBench circular accuracy {score['score']:.2f}"
+
+
 def parse(answer: str, options: Sequence[str] = ()) -> str:
     """The letter of the option meant, "refused" for the letter Z, or "failed"."""
     letters = LETTERS[: len(options)] if options else LETTERS
-    return _letter(answer, letters) or _option_text(answer, letters, options) or FAILED
+    if any(sentence in answer for sentence in REJECTIONS):
+        return REFUSED
+    return (
+        (_letter(answer, letters) if NO_ANSWER not in answer else "")
+        or _option_text(answer, letters, options)
+        or FAILED
+    )
 
 
 def _letter(answer: str, letters: str) -> str:

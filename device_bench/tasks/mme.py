@@ -9,17 +9,157 @@ spaces and full stops first and reads a lone "y" or "n". For averages over famil
 categories of (acc + acc+) / 2.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from device_bench.tasks.base import Sample, TaskScore, Truth, by_group, mean_present, ratio, task_score
+from device_bench.pictures import table_rows
+from device_bench.rows import Row, find, need, text_of
+from device_bench.tasks.base import (
+    BenchQuestion,
+    Editions,
+    Sample,
+    TaskScore,
+    Truth,
+    by_group,
+    edition,
+    mean_present,
+    ratio,
+    task_score,
+)
+from vlm.data.scenes.question import SHORT, YES_OR_NO, short_prompt
+from vlm.errors import UserError
 
 VERSION = "mme-1"
+TRUTHS = "questions_answers_YN"
+TABLES = ("MME.tsv",)
+EDITIONS: Editions = {
+    (2374,): "MME_Benchmark_release_version",
+    (2370,): "the eval tool's example files (4 questions fewer)",
+}
+SUFFIXES = (".jpg", ".png")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 OTHER = "other"
 CHANCE = 37.5  # two independent coin flips: acc 50, acc+ 25
+
+
+Line = tuple[str, str, str, str, str]  # category, picture's path, question, truth, answer
+
+
+def load(data: Path) -> list[BenchQuestion]:
+    """Read MME's release (<category>/[questions_answers_YN/]<picture>.txt), a folder of the tool's result files, or
+    VLMEvalKit's table.
+
+    Pictures: beside the release's .txt files, or in images/ next to questions_answers_YN/.
+    """
+    if table := find(data, TABLES):
+        return [question for row, image in table_rows(table) for question in from_row(row, image)]
+    lines = list(_release(data)) or list(result_lines(data))
+    if not lines:
+        need(data, (*TABLES, "existence.txt"), "MME's questions")
+    return [question for question, _ in paired(lines)]
+
+
+def paired(lines: Iterable[Line]) -> list[tuple[BenchQuestion, str]]:
+    """Questions with answers; pairs are a picture's questions two by two in file order, as in the tool."""
+    seen: dict[tuple[str, str], int] = defaultdict(int)
+    found = []
+    for category, image, question, truth, answer in lines:
+        number = seen[category, image]
+        seen[category, image] += 1
+        place = f"{category}/{Path(image).name}"
+        asked = short_prompt(question.replace(YES_OR_NO, "").strip())
+        group, name = f"{place}#{number // 2}", f"{place}#{number}"
+        found.append((BenchQuestion(name, image, "mme", category, category, group, asked, truth), answer))
+    return found
+
+
+def result_lines(folder: Path) -> Iterator[Line]:
+    """Lines of the tool's result files: <category>.txt with picture, question, truth, answer between tabs.
+
+    Raises:
+        UserError: a line is of another form.
+    """
+    for path in sorted(folder.glob("*.txt")):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            if not line:
+                continue
+            cells = line.split("\t")
+            if len(cells) != 4 or cells[2].lower() not in ("yes", "no"):
+                expected = "image, question, Yes or No, answer between tabs"
+                raise UserError(
+                    f"{path}:{number}: expected {expected}; found {line!r}. Run the "
+                    "model on MME again, or repair the line."
+                )
+            image, question, truth, answer = cells
+            yield path.stem, f"{path.stem}/{image}", question, truth, answer
+
+
+def _release(data: Path) -> Iterator[Line]:
+    for category in (*PERCEPTION, *COGNITION):
+        folders = [data / category, *sorted(data.glob(f"*/{category}")), *sorted(data.glob(f"*/*/{category}"))]
+        folder = next((place for place in folders if place.is_dir()), None)
+        if folder is None:
+            continue
+        texts, pictures = (folder / TRUTHS, folder / "images") if (folder / TRUTHS).is_dir() else (folder, folder)
+        for path in sorted(texts.glob("*.txt")):
+            places = [pictures / f"{path.stem}{suffix}" for suffix in SUFFIXES]
+            image = str(next((place for place in places if place.is_file()), places[0]))
+            for line in path.read_text().splitlines():
+                question, _, truth = line.strip().partition("\t")
+                if question:
+                    yield category, image, question, truth, ""
+
+
+def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+    """Name the edition by its counts."""
+    return edition(questions, EDITIONS)
+
+
+def from_row(row: Row, image: str) -> list[BenchQuestion]:
+    """Read index, question, answer, category and, for the pairs, image_path."""
+    place = f"MME's question {row['index']}"
+    category, question = text_of(row, ("category",), place), text_of(row, ("question",), place)
+    group = f"{category}/{text_of(row, ('image_path', 'index'), place)}"
+    asked = short_prompt(question.replace(YES_OR_NO, "").strip())
+    name, truth = str(row["index"]), text_of(row, ("answer",), place)
+    return [BenchQuestion(name, image or group, "mme", category, category, group, asked, truth)]
+
+
+def _key(category: str, image: str, question: str) -> Hashable:
+    plain = " ".join(question.replace(SHORT, "").replace(YES_OR_NO, "").split())
+    return category, Path(image).stem, plain
+
+
+def answer_key(row: Row, place: str) -> Hashable:
+    """Take category and picture from LLaVA's id, and the question from the prompt."""
+    name, prompt = text_of(row, ("question_id",), place), text_of(row, ("prompt",), place)
+    return _key(name.split("/")[0], name, prompt)
+
+
+def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
+    """Take category, picture and question."""
+    return (_key(question.category, question.image, question.prompt),)
+
+
+def line(score: TaskScore) -> str:
+    """The tool's two totals, of which papers quote the first."""
+    return f"MME perception {score['details']['perception']:.2f}, cognition {score['details']['cognition']:.2f}"
 
 
 def parse(answer: str, options: Sequence[str] = ()) -> str:

@@ -7,15 +7,132 @@ MobileVLM V2). VLMEvalKit differs: it asks for the word yes or no anywhere in lo
 no, and publishes the F1 over all answers together.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from device_bench.tasks.base import Sample, TaskScore, Truth, mean_present, ratio, task_score
+from device_bench.pictures import picture_folder, table_rows
+from device_bench.rows import Row, find, need, read_rows, text_of
+from device_bench.tasks.base import (
+    BenchQuestion,
+    Sample,
+    TaskScore,
+    Truth,
+    digest,
+    edition,
+    mean_present,
+    ratio,
+    task_score,
+)
+from vlm.data.scenes.question import SHORT, short_prompt
+from vlm.errors import UserError
 
 VERSION = "pope-1"
+SETTINGS = ("random", "popular", "adversarial")
+PROMPTS = ("llava_pope_test.jsonl",)
+TABLES = ("POPE.tsv",)
+# SHA-256 (first 12 digits) of a setting's sorted image, question and label, by the label file's commit in POPE's
+# repository; the counts alone cannot tell the later editions apart.
+LABELS = {
+    "83ad76849432": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "407a277cf0e4": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "9be9df456476": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "2f6aa6e76063": "7ef3026 of August 2023",
+    "9ca80fc32ed2": "7ef3026 of August 2023",
+    "03cb4c4e40ac": "7ef3026 of August 2023",
+    "ea710ee58b9f": "edebdda of October 2023",
+    "250a9e590220": "edebdda of October 2023",
+    "71378e8e23c9": "edebdda of October 2023",
+    "025f108ba343": "109985c of November 2023",
+}
 NO_WORDS = {"No", "not", "no"}
+
+
+def load(data: Path) -> list[BenchQuestion]:
+    """Read coco_pope_<setting>.json, with LLaVA's llava_pope_test.jsonl if it is there, or VLMEvalKit's table.
+
+    Pictures: val2014/<image> beside LLaVA's file or the labels' folder.
+    """
+    paths = {setting: find(data, [f"coco_pope_{setting}.json"]) for setting in SETTINGS}
+    labels = {setting: read_rows(path) for setting, path in paths.items() if path}
+    prompts = find(data, PROMPTS)
+    if not labels:
+        table = need(data, (*TABLES, "coco_pope_random.json"), "POPE's questions and labels")
+        return [question for row, image in table_rows(table) for question in from_row(row, image)]
+    base = (prompts or next(path for path in paths.values() if path)).parent
+    names = [str(row["image"]) for rows in labels.values() for row in rows]
+    folder = picture_folder([base / "val2014", base.parent / "val2014", base / "images"], names)
+    asked = _llava_order(prompts, labels, data) if prompts else _own_order(labels)
+    return [
+        BenchQuestion(
+            name, str(folder / row["image"]), "pope", "coco", setting, name, short_prompt(row["text"]), row["label"]
+        )
+        for name, setting, row in asked
+    ]
+
+
+def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+    """Name each setting's edition by the digest of its labels, which the counts do not tell apart."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for question in questions:
+        asked = question.prompt.replace(SHORT, "").strip()
+        labels[question.category].append("\t".join((Path(question.image).name, asked, str(question.truth))))
+    sizes = {setting: len(lines) for setting, lines in labels.items()}
+    names = {setting: LABELS.get(digest(sorted(lines)), "unknown") for setting, lines in labels.items()}
+    return {**edition(questions, {}, labels=sizes), "edition": names}
+
+
+def _llava_order(prompts: Path, labels: dict[str, list[Row]], data: Path) -> list[tuple[str, str, Row]]:
+    """Labels by LLaVA's question ids.
+
+    LLaVA pairs answers and labels by their position within the setting. Here they are paired by image and question,
+    which is the same for whole files and cannot shift when one has more lines (POPE random: 2,910 or 3,000).
+    """
+    known = {(setting, row["image"], row["text"]): row for setting, rows in labels.items() for row in rows}
+    found = []
+    for row in read_rows(prompts):
+        key = row["category"], row["image"], row["text"].replace(SHORT, "").strip()
+        if key not in known:
+            raise UserError(
+                f"{data}: no label for {' '.join(map(str, key))!r}: the labels are another version of POPE than "
+                f"{prompts.name}, which has random with 2,910 lines. Give the labels that it was made from with --data."
+            )
+        found.append((str(row["question_id"]), row["category"], known[key]))
+    return found
+
+
+def _own_order(labels: dict[str, list[Row]]) -> list[tuple[str, str, Row]]:
+    return [(f"{setting}-{row['question_id']}", setting, row) for setting, rows in labels.items() for row in rows]
+
+
+def from_row(row: Row, image: str) -> list[BenchQuestion]:
+    """Read index, question, answer and category; a row whose category names several settings is asked in each."""
+    place = f"POPE's question {row['index']}"
+    prompt, truth = short_prompt(text_of(row, ("question",), place)), text_of(row, ("answer",), place).lower()
+    image = image or str(row.get("image_path") or row["index"])
+    return [
+        BenchQuestion(f"{setting}-{row['index']}", image, "pope", "coco", setting, str(row["index"]), prompt, truth)
+        for setting in text_of(row, ("category",), place).split(",")
+    ]
+
+
+def answer_key(row: Row, place: str) -> Hashable:
+    """Take LLaVA's id."""
+    return text_of(row, ("question_id", "index"), place)
+
+
+def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
+    """Take the id."""
+    return (question.id,)
+
+
+def line(score: TaskScore) -> str:
+    """The mean that papers quote, and what eval_pope.py prints of each setting."""
+    each = ", ".join(f"{name} {row['f1']:.2f}" for name, row in score["details"]["settings"].items())
+    return f"POPE F1 {score['score']:.2f} ({each})"
 
 
 def parse(answer: str, options: Sequence[str] = ()) -> str:

@@ -8,17 +8,119 @@ image; "all" is in the details.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from device_bench.tasks.base import Sample, TaskScore, Truth, accuracy, credit_counts, percent, task_score
+from device_bench.pictures import table_rows
+from device_bench.rows import Row, find, need, read_json, text_of
+from device_bench.tasks.base import (
+    BenchQuestion,
+    Editions,
+    Sample,
+    TaskScore,
+    Truth,
+    accuracy,
+    credit_counts,
+    edition,
+    percent,
+    task_score,
+)
+from vlm.data.scenes.question import CHOOSE
 
 VERSION = "scienceqa-1"
 LETTERS = "ABCDE"
 FAILED = "failed"
+LLAVA = ("llava_test_CQM-A.json",)
+PROBLEMS, SPLITS, SPLIT = ("problems.json",), ("pid_splits.json",), "test"
+TABLES = ("ScienceQA_TEST.tsv",)
+EDITIONS: Editions = {(4241, 2017): "test split", (2017, 2017): "test split, questions with an image"}
+UNANSWERED_IS_WRONG = True  # eval_science_qa.py puts FAILED where a question has no answer
 value = accuracy
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
+_OPTION = re.compile(r"^([A-E])\. (.*)$", re.MULTILINE)
+
+
+def load(data: Path) -> list[BenchQuestion]:
+    """Read LLaVA's llava_test_CQM-A.json, ScienceQA's problems.json with pid_splits.json, or VLMEvalKit's table.
+
+    Pictures, below the questions: images/test/<id>/image.png, test/<id>/image.png, images/<id>.jpg, and the like.
+    """
+    if path := find(data, LLAVA):
+        return [_from_llava(row, path.parent) for row in read_json(path)]
+    if path := find(data, PROBLEMS):
+        ids = read_json(need(data, SPLITS, "ScienceQA's splits"))[SPLIT]
+        problems = read_json(path)
+        return [_from_problem(str(name), problems[str(name)], path.parent) for name in ids]
+    table = need(data, (*LLAVA, *PROBLEMS, *TABLES), "ScienceQA's questions")
+    return [question for row, image in table_rows(table) for question in from_row(row, image)]
+
+
+def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+    """Name the edition by its questions and how many of them have an image."""
+    with_image = sum(bool(question.image) for question in questions)
+    return edition(questions, EDITIONS, len(questions), with_image, with_image=with_image)
+
+
+def _from_llava(row: Row, folder: Path) -> BenchQuestion:
+    name, image = str(row["id"]), row.get("image", "")
+    prompt = row["conversations"][0]["value"].replace("<image>", "").strip()
+    found = _OPTION.findall(prompt)  # a context above the options may have lettered lines of its own
+    last = max((index for index, (letter, _) in enumerate(found) if letter == "A"), default=0)
+    return _question(
+        name, prompt, [text for _, text in found[last:]], row["conversations"][1]["value"], folder, str(image)
+    )
+
+
+def _from_problem(name: str, row: Row, folder: Path) -> BenchQuestion:
+    image = f"{name}/{row['image']}" if row.get("image") else ""
+    context = [f"Context: {row['hint']}"] if row.get("hint") else []
+    prompt = "\n".join([*context, row["question"], *_lettered(row["choices"])])
+    return _question(name, prompt, row["choices"], LETTERS[row["answer"]], folder, image)
+
+
+def from_row(row: Row, image: str) -> list[BenchQuestion]:
+    """Read index, question, hint, A to E, answer."""
+    name, place = str(row["index"]), f"ScienceQA's question {row['index']}"
+    options = [str(row[letter]) for letter in LETTERS if letter in row]
+    context = [f"Context: {row['hint']}"] if row.get("hint") else []
+    prompt = "\n".join([*context, text_of(row, ("question",), place), *_lettered(options)])
+    truth = text_of(row, ("answer",), place)
+    asked = f"{prompt}\n{CHOOSE}"
+    return [BenchQuestion(name, image or name, "scienceqa", "image", "", name, asked, truth, tuple(options))]
+
+
+def _lettered(options: Sequence[str]) -> list[str]:
+    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+
+
+def _question(name: str, prompt: str, options: Sequence[str], truth: str, folder: Path, image: str) -> BenchQuestion:
+    kind, asked = ("image" if image else "text"), f"{prompt}\n{CHOOSE}"
+    found = _picture(folder, name, image) if image else ""
+    return BenchQuestion(name, found, "scienceqa", kind, "", name, asked, truth, tuple(options))
+
+
+def _picture(folder: Path, name: str, image: str) -> str:
+    """Each picture has a folder of its own, so each is looked for."""
+    places = [*(folder / part / image for part in ("images/test", "test", "images")), folder / "images" / f"{name}.jpg"]
+    return str(next((place for place in places if place.is_file()), places[0]))
+
+
+def answer_key(row: Row, place: str) -> Hashable:
+    """Take the id."""
+    return text_of(row, ("question_id", "index"), place)
+
+
+def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
+    """Take the id."""
+    return (question.id,)
+
+
+def line(score: TaskScore) -> str:
+    """What eval_science_qa.py prints; papers quote the first as SQA-I."""
+    return f"ScienceQA IMG-Accuracy {score['score']:.2f}, Accuracy {score['details']['all']:.2f}"
 
 
 def parse(answer: str, options: Sequence[str] = ()) -> str:

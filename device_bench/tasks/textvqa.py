@@ -9,15 +9,112 @@ min(1, matches / 3): 0.3, 0.6, 0.9, 1 for m = 1, 2, 3, 4, not m / 3. LLaVA-1.5 a
 with OCR tokens in the prompt (llava_textvqa_val_v051_ocr.jsonl).
 """
 
+import ast
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from device_bench.tasks.base import Sample, TaskScore, Truth, accuracy, credit_by, credit_counts, task_score
+from device_bench.pictures import picture_folder, table_rows
+from device_bench.rows import Row, find, need, read_json, read_rows, text_of
+from device_bench.tasks.base import (
+    BenchQuestion,
+    Editions,
+    Sample,
+    TaskScore,
+    Truth,
+    accuracy,
+    credit_by,
+    credit_counts,
+    edition,
+    task_score,
+)
+from vlm.data.scenes.question import short_prompt
+from vlm.errors import UserError
 
 VERSION = "textvqa-1"
+LABELS = ("TextVQA_0.5.1_val.json",)
+PROMPTS = ("llava_textvqa_val_v051_ocr.jsonl",)
+TABLES = ("TextVQA_VAL.tsv",)
+EDITIONS: Editions = {(5000,): "validation split of TextVQA 0.5.1"}
+OCR = "Reference OCR token:"
 counts, value = credit_counts, accuracy
+_OLD_OCR = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+
+
+def load(data: Path) -> list[BenchQuestion]:
+    """Read TextVQA_0.5.1_val.json, with LLaVA's prompts (OCR tokens in them) if they are there, or VLMEvalKit's table.
+
+    Pictures: train_images/<image id>.jpg (or train_val_images/train_images) beside the questions.
+    """
+    path = find(data, LABELS)
+    if path is None:
+        table = need(data, (*LABELS, *TABLES), "TextVQA's questions")
+        return [question for row, image in table_rows(table) for question in from_row(row, image)]
+    asked = find(data, PROMPTS)
+    prompts = {_key(str(row["question_id"]), row["text"]): row["text"] for row in read_rows(asked)} if asked else {}
+    rows = read_json(path)["data"]
+    names = [f"{row['image_id']}.jpg" for row in rows]
+    places = [base / "train_images" for base in (path.parent, path.parent / "train_val_images", path.parent.parent)]
+    folder = picture_folder([*places, path.parent / "images"], names)
+    return [
+        BenchQuestion(
+            str(row["question_id"]),
+            str(folder / name),
+            "textvqa",
+            "val",
+            "",
+            str(row["question_id"]),
+            prompts.get((str(row["image_id"]), row["question"].lower()), short_prompt(row["question"])),
+            tuple(str(answer) for answer in row["answers"]),
+        )
+        for row, name in zip(rows, names, strict=True)
+    ]
+
+
+def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
+    """Name the edition by its counts."""
+    return edition(questions, EDITIONS, ocr_in_prompt=any(OCR in question.prompt for question in questions))
+
+
+def from_row(row: Row, image: str) -> list[BenchQuestion]:
+    """Read index, question and answer, a list of ten written as in Python."""
+    name, place = str(row["index"]), f"TextVQA's question {row['index']}"
+    try:
+        truth = tuple(str(answer) for answer in ast.literal_eval(text_of(row, ("answer",), place)))
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise UserError(f"{place}: `answer` is no list of answers ({error}). Download the table again.") from error
+    prompt = short_prompt(text_of(row, ("question",), place))
+    return [BenchQuestion(name, image or name, "textvqa", "val", "", name, prompt, truth)]
+
+
+def _key(image: str, prompt: str) -> tuple[str, str]:
+    """Image and question, the question read out of a prompt as LLaVA's eval_textvqa.py does."""
+    lines = prompt.split("\n")
+    if old := _OLD_OCR.search(prompt) if prompt.startswith("OCR tokens: ") else None:
+        return image, old[1].lower()
+    return image, lines[prompt.startswith(OCR) and len(lines) > 1].lower()
+
+
+def answer_key(row: Row, place: str) -> Hashable:
+    """Take LLaVA's image id and the question in its prompt, else the id."""
+    if "prompt" in row:
+        return _key(text_of(row, ("question_id",), place), str(row["prompt"]))
+    return text_of(row, ("question_id", "index"), place)
+
+
+def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
+    """Take image and question, or the id."""
+    return _key(Path(question.image).stem, question.prompt), question.id
+
+
+def line(score: TaskScore) -> str:
+    """What eval_textvqa.py prints."""
+    return f"TextVQA accuracy {score['score']:.2f}"
+
+
 _DIGITS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {word: str(n) for n, word in enumerate(_DIGITS.split())}
 _NUMBERS["none"] = "0"

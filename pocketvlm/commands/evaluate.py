@@ -8,79 +8,121 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from device_bench.evaluate import Accuracy
+    from device_bench.session import Session
     from device_bench.tasks.base import Sample
 
 BUILT_IN = "scenes"
 COLUMNS = ["benchmark", "score %", "95 % interval", "chance %", "answers"]
+# Longest answers: the built-in benchmark's are short; LLaVA's and MobileVLM's loader gives real ones 128.
+SHORT_ANSWER, LONG_ANSWER = 24, 128
+RECORDS = Path("runs") / "eval"
 
 
 def evaluate(
     model: Annotated[
         Path | None, typer.Argument(metavar="[ARTIFACT_OR_CHECKPOINT]", help="Folder of an artifact or checkpoint.")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")] = BUILT_IN,
-    data: Annotated[Path | None, typer.Option(help="Folder with the questions of a real benchmark.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Score these answers: ours, or with --data others'.")] = None,
+    tasks: Annotated[str, typer.Option("--tasks", "--task", help="Benchmarks, separated by commas.")] = BUILT_IN,
+    data: Annotated[Path | None, typer.Option(help="Folder with the questions of real benchmarks.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Score these answers: ours, LLaVA's, VLMEvalKit's.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Test images of the built-in benchmark.")] = 150,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 24,
-    out: Annotated[Path | None, typer.Option(help="Also write the answers to this .jsonl file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many questions of each benchmark.")] = None,
+    seed: Annotated[int, typer.Option(help="Which questions --limit draws.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 2,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the images, one GPU each.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens: 24 on scenes, else 128.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the graded answers to this .parquet or .jsonl file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Score a model on benchmarks, or answers that exist already (--predictions)."""
-    from device_bench.evaluate import grade, load_answers, save_answers, score
-    from device_bench.predictions import score_predictions
-    from pocketvlm.console import print_json, print_table
+    """Score a model on benchmarks, or answers that exist already (--predictions).
+
+    A model's answers are kept while they come: the same command goes on where it was interrupted.
+    """
+    from device_bench.records import write_records
+    from pocketvlm.commands._options import names
     from vlm.errors import UserError
 
     if (model is None) == (predictions is None):
         raise UserError("give either a model (folder of an artifact or checkpoint) or --predictions FILE.")
-    if model is not None:
-        samples = _ask(model, tasks, data, scenes, threads, max_new_tokens, quiet=as_json)
-        accuracy = score(samples)
-    elif predictions is not None and data is not None:
-        accuracy, samples = score_predictions(predictions, tasks, data)
-    elif predictions is not None:
-        samples = [grade(sample, sample.answer, sample.ms) for sample in load_answers(predictions)]
-        accuracy = score(samples)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_answers(samples, out)
+    if predictions is not None:
+        accuracy, samples = _read(predictions, tasks, data)
+        if out:
+            write_records(samples, out, {"predictions": str(predictions), "tasks": tasks})
+    elif model is not None:
+        chosen = names(tasks) or []
+        longest = max_new_tokens or (SHORT_ANSWER if chosen == [BUILT_IN] else LONG_ANSWER)
+        out = out or RECORDS / f"{model.resolve().name}-{'-'.join(chosen)}.parquet"
+        settings = {"tasks": chosen, "scenes": scenes, "limit": limit, "seed": seed, "max_new_tokens": longest}
+        accuracy, samples = _ask(_session(model, data, settings, threads, processes, out), out, quiet=as_json)
+    _show(accuracy, out, as_json)
+
+
+def _read(predictions: Path, tasks: str, data: Path | None) -> tuple[Accuracy, list[Sample]]:
+    from device_bench.evaluate import publish, regrade, score, versions
+    from device_bench.predictions import score_predictions
+    from device_bench.records import is_ours, read_records
+
+    if is_ours(predictions) and data is None:
+        samples = [regrade(sample) for sample in read_records(predictions)]
+        return publish(score(samples), versions(samples)), samples
+    return score_predictions(predictions, tasks, data)
+
+
+def _session(
+    model: Path, data: Path | None, settings: dict[str, Any], threads: int, processes: int, out: Path
+) -> Session:
+    from device_bench.evaluate import questions, versions
+    from device_bench.session import Session, weights_digest
+    from device_bench.subset import subset
+
+    asked = questions(settings["tasks"], settings["scenes"], data)
+    header = {"model": weights_digest(model), "data": versions(asked), **settings}
+    if settings["limit"]:
+        asked = subset(asked, settings["limit"], settings["seed"])
+    journal = out.with_name(out.name + ".answers")
+    return Session(model, asked, header, journal, settings["max_new_tokens"], threads, processes)
+
+
+def _ask(session: Session, out: Path, *, quiet: bool) -> tuple[Accuracy, list[Sample]]:
+    from device_bench.evaluate import publish, score
+    from device_bench.records import write_records
+    from pocketvlm.console import quietly
+    from pocketvlm.progress import Progress
+
+    with Progress(quiet=quiet) as progress, quietly():
+
+        def show(done: int, count: int) -> None:
+            progress.update(done / count, f"question {done} of {count}")
+
+        progress.single(f"{len(session.questions)} questions to {session.model.name}", 0.02 * len(session.questions))
+        samples = session.run(show)
+    write_records(samples, out, session.header)
+    session.clear()
+    return publish(score(samples), session.header["data"]), samples
+
+
+def _show(accuracy: Accuracy, out: Path | None, as_json: bool) -> None:
+    from pocketvlm.console import print_json, print_table
+
     if as_json:
         print_json({"accuracy": accuracy, "answers": out})
         return
     scores: dict[str, Any] = {**accuracy["tasks"], "average": accuracy["avg"]}
     print_table("", COLUMNS, [_row(name, found) for name, found in scores.items()])
+    for name, found in accuracy["tasks"].items():
+        details = found["details"]
+        if "line" in details:
+            print(details["line"], f"  data: {details['data']['edition']}, {found['n']} answers scored", sep="\n")
+        if "unasked" in details:
+            print(f"{name}: {details['unasked']} questions did not fit into the context; they count as unanswered.")
+    if out:
+        print(f"Answers: {out}")
 
 
 def _row(name: str, found: dict[str, Any]) -> list[str]:
     chance = f"{found['chance']:.1f}" if "chance" in found else ""
     low, high = found["ci95"]
     return [name, f"{found['score']:.1f}", f"{low:.1f} to {high:.1f}", chance, str(found["n"])]
-
-
-def _ask(
-    model: Path, tasks: str, data: Path | None, scenes: int, threads: int, max_new_tokens: int, *, quiet: bool
-) -> list[Sample]:
-    from device_bench.evaluate import evaluate as ask_all
-    from device_bench.evaluate import questions
-    from pocketvlm.commands._options import names
-    from pocketvlm.console import quietly
-    from pocketvlm.progress import Progress
-    from vlm.errors import UserError
-    from vlm.runtimes import open_runtime
-
-    if data is not None:
-        raise UserError(f"--data {data}: belongs to --predictions; benchmarks that are asked bring their own pictures.")
-    asked = questions(names(tasks) or [], scenes)
-    with Progress(quiet=quiet) as progress, quietly():
-
-        def show(done: int, count: int) -> None:
-            progress.update(done / count, f"question {done} of {count}")
-
-        progress.single(f"{len(asked)} questions to {model.name}", 0.02 * len(asked))
-        runtime = open_runtime(model, threads)
-        try:
-            return ask_all(runtime, asked, max_new_tokens, show)
-        finally:
-            runtime.close()

@@ -1,0 +1,199 @@
+"""A long evaluation: it goes on where it was killed, and several processes share its images.
+
+Every answer is one line of a journal as soon as it is there. An answer depends on its question alone (greedy, one
+sequence at a time), so the records are the same whatever was interrupted and however many processes answered.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from device_bench.evaluate import evaluate, load_answers
+from device_bench.tasks.base import BenchQuestion, Sample
+from vlm.errors import CheckFailed, UserError
+from vlm.folders import sha256, write_atomic
+from vlm.manifest import MANIFEST
+from vlm.runtimes import open_runtime
+
+Progress = Callable[[int, int], None]
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is asked of which model.
+
+    Attributes:
+        model: folder of an artifact or a checkpoint.
+        questions: all of them, in the order of the records.
+        header: what the answers depend on; answers of another header are not mixed with these.
+        journal: folder in which the answers gather until all are there.
+        max_new_tokens: longest answer.
+        threads: CPU threads of each process.
+        processes: how many share the images; with GPUs, process k sees only GPU k modulo their number.
+    """
+
+    model: Path
+    questions: Sequence[BenchQuestion]
+    header: dict[str, Any]
+    journal: Path
+    max_new_tokens: int
+    threads: int = 2
+    processes: int = 1
+
+    def run(self, on_progress: Progress) -> list[Sample]:
+        """Ask what is not answered yet.
+
+        Returns:
+            One sample per question, in their order.
+        Raises:
+            UserError: the journal is of another evaluation, or the model or a picture is unusable.
+            CheckFailed: a process crashed; what it has answered is kept.
+        """
+        done = self._resume()
+        left = [question for question in self.questions if (question.family, question.id) not in done]
+        shards = [shard for shard in split_by_image(left, self.processes) if shard]
+        before = len(self.questions) - len(left)
+
+        def report(answered: int) -> None:
+            on_progress(before + answered, len(self.questions))
+
+        report(0)
+        if len(shards) == 1:
+            answer_shard(self.model, shards[0], self.max_new_tokens, self.threads, self._part(1), report)
+        elif shards:
+            self._spawn(shards, report)
+        found = self._read()
+        return [found[question.family, question.id] for question in self.questions]
+
+    def clear(self) -> None:
+        """Remove the journal, once the records are written."""
+        for path in self.journal.glob("*"):
+            path.unlink()
+        self.journal.rmdir()
+
+    def _part(self, number: int) -> Path:
+        return self.journal / f"{number}.jsonl"
+
+    def _resume(self) -> dict[tuple[str, str], Sample]:
+        self.journal.mkdir(parents=True, exist_ok=True)
+        file, header = self.journal / "header.json", json.dumps(self.header, sort_keys=True, indent=1)
+        if file.is_file() and file.read_text() != header:
+            raise UserError(
+                f"{self.journal}: holds answers of another evaluation (other model, questions or settings, see "
+                f"{file.name} in it). Remove it, or choose another --out."
+            )
+        write_atomic(file, header)
+        done = self._read()
+        lines = "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in done.values())
+        write_atomic(self._part(0), lines)
+        for path in self.journal.glob("*.jsonl"):
+            if path != self._part(0):
+                path.unlink()
+        return done
+
+    def _read(self) -> dict[tuple[str, str], Sample]:
+        """Every whole line of every part; the last line of a killed process may be cut."""
+        found: dict[tuple[str, str], Sample] = {}
+        for path in sorted(self.journal.glob("*.jsonl")):
+            text = path.read_text(encoding="utf-8")
+            if not text.endswith("\n"):
+                write_atomic(path, text[: text.rfind("\n") + 1])
+            found |= {(sample.family, sample.id): sample for sample in load_answers(path)}
+        return found
+
+    def _spawn(self, shards: Sequence[Sequence[BenchQuestion]], report: Callable[[int], None]) -> None:
+        context = multiprocessing.get_context("spawn")
+        errors, counts, workers = context.SimpleQueue(), [], []
+        for number, shard in enumerate(shards, 1):
+            counts.append(context.Value("i", 0))
+            job = (self.model, shard, self.max_new_tokens, self.threads, self._part(number), number - 1)
+            workers.append(context.Process(target=_worker, args=(*job, counts[-1], errors), daemon=True))
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
+                next(worker for worker in workers if worker.is_alive()).join(POLL_S)
+                report(sum(count.value for count in counts))
+        finally:
+            _stop(workers)
+        if not errors.empty():
+            raise UserError(errors.get())
+        if broken := [worker.exitcode for worker in workers if worker.exitcode]:
+            raise CheckFailed(
+                f"{self.model}: a process ended with code {broken[0]}. Its answers are kept in {self.journal}; type "
+                "the same command again to go on, with fewer --processes if memory ran out."
+            )
+
+
+def _stop(workers: Sequence[SpawnProcess]) -> None:
+    """End what still runs: another one failed, or the user interrupted."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+            worker.join()
+
+
+def _worker(
+    model: Path,
+    questions: Sequence[BenchQuestion],
+    max_new_tokens: int,
+    threads: int,
+    part: Path,
+    number: int,
+    count: Any,
+    errors: Any,
+) -> None:
+    if devices := [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    try:
+        answer_shard(model, questions, max_new_tokens, threads, part, lambda done: setattr(count, "value", done))
+    except UserError as error:
+        errors.put(str(error))
+
+
+def answer_shard(
+    model: Path,
+    questions: Sequence[BenchQuestion],
+    max_new_tokens: int,
+    threads: int,
+    part: Path,
+    report: Callable[[int], None],
+) -> None:
+    """Ask questions, image by image, and append each image's answers to a part of the journal."""
+    runtime = open_runtime(model, threads)
+    done = 0
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            for _, group in groupby(questions, key=lambda question: question.image or question.id):
+                samples = evaluate(runtime, list(group), max_new_tokens)
+                file.writelines(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples)
+                file.flush()
+                done += len(samples)
+                report(done)
+    finally:
+        runtime.close()
+
+
+def split_by_image(questions: Sequence[BenchQuestion], parts: int) -> list[list[BenchQuestion]]:
+    """Deal the images out in turn, each with all its questions, so that every image is encoded once."""
+    images: dict[str, list[BenchQuestion]] = {}
+    for question in questions:
+        images.setdefault(question.image or f"no image: {question.family} {question.id}", []).append(question)
+    shards: list[list[BenchQuestion]] = [[] for _ in range(parts)]
+    for number, group in enumerate(images.values()):
+        shards[number % parts] += group
+    return shards
+
+
+def weights_digest(model: Path) -> str:
+    """What identifies a model's weights: its manifest's hash, else that of its safetensors files."""
+    if (model / MANIFEST).is_file():
+        return sha256(model / MANIFEST)
+    return " ".join(sha256(path) for path in sorted(model.glob("*.safetensors")))
