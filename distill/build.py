@@ -88,13 +88,14 @@ def check_pair(
         if known.get(token) != own.get(token):
             raise _unlike(config, f"the id of the token {token!r}", known.get(token), own.get(token))
     if config.attention:
-        for key, model in (("teacher_layer", teacher.model), ("student_layer", student)):
-            layer, count = getattr(config.attention, key), model.config.text_config.num_hidden_layers
-            if layer >= count:
-                raise UserError(
-                    f"attention.{key}: {layer} found, but that decoder has {count} layers. "
-                    f"Give a number from 0 to {count - 1}."
-                )
+        for key, model in (("teacher_layers", teacher.model), ("student_layers", student)):
+            count = model.config.text_config.num_hidden_layers
+            for layer in getattr(config.attention, key):
+                if not -count <= layer < count:
+                    raise UserError(
+                        f"attention.{key}: {layer} found, but that decoder has {count} layers. "
+                        f"Give numbers from 0 to {count - 1}, or from -1, the last, to -{count}."
+                    )
 
 
 def _shared(model: LlavaForConditionalGeneration) -> dict[str, int]:

@@ -65,6 +65,7 @@ class DistillConfig(Config):
         teacher: checkpoint folder of the teacher.
         vision: folder whose vision tower (and tokenizer) the student takes over, frozen; None: the teacher's.
         student: sizes for random weights, or a checkpoint folder to start from.
+        stop_dead_terms: end the run when a term's gradient stays zero or its value collapses (distill/balance.py).
         undistilled: also train the same student without teacher, from the same weights, on the same batches.
     """
 
@@ -83,6 +84,7 @@ class DistillConfig(Config):
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     max_grad_norm: Positive = 1.0
     probe_steps: Count = 50
+    stop_dead_terms: bool = True
     checkpoint_steps: Count = 200
     deepspeed: dict | None = None
 

@@ -6,20 +6,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from distill.attention import DENSE, additive_mask
+from distill.answers import Divergence, answer_losses
+from distill.attention import DENSE, decoder_inputs
 from distill.config import DistillConfig
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
-from distill.probe import Positions, attention_block, capture_attention_inputs, find_positions
+from distill.merge import merge_vision, project
+from distill.probe import Positions, Read, attention_block, find_positions, layer_index, reading_attention
 from distill.rows import Key
-from distill.teacher import Teacher, merge_vision
+from distill.signals import Batch, TeacherSignals
+from distill.terms import AttentionTerm, LogitsTerm, VisionTerm, Weight
 from vlm.data.collator import IGNORE
 
 SUPERVISED = "sup"
+LEARNED = "log_weight_"  # prefix of the adapters that hold a learned weight's logarithm
+
+
+class Held(nn.Module):
+    """A trained tensor that a call hands out: only inside a module's forward does ZeRO-3 gather its parameters."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self) -> Tensor:
+        """The tensor."""
+        return self.value.clone()
 
 
 class AlignKD(nn.Module):
@@ -30,127 +45,190 @@ class AlignKD(nn.Module):
         teacher: None for plain supervised training.
         config: which terms, and their weights.
         tower: turns image references into the tower's patch features [I, P, vision_dim].
+
+    Attributes:
+        progress: share of all the run's steps that is done, 0 to 1; whoever trains sets it before each step.
     """
 
     def __init__(
         self,
         student: LlavaForConditionalGeneration,
-        teacher: Teacher | None,
+        teacher: TeacherSignals | None,
         config: DistillConfig,
         tower: Callable[[list[str]], Tensor],
     ) -> None:
         super().__init__()
         student.model.vision_tower.requires_grad_(False)
         if not torch.cuda.is_available():
-            for model in (student, *([teacher.model] if teacher else [])):
-                model.model.language_model.set_attn_implementation(DENSE)
+            student.model.language_model.set_attn_implementation(DENSE)
         self.student = student
         self.recipe = config
-        self.adapters = nn.ParameterDict()
+        self.progress = 0.0
         self.teacher, self.tower = teacher, tower  # no modules: they are neither trained nor saved
-        text = student.config.text_config
-        if teacher and config.attention:
-            head_map = torch.randn(text.num_attention_heads, teacher.heads) / math.sqrt(teacher.heads)
-            self.adapters["attention"] = nn.Parameter(head_map)  # P_attn, [H_S, H_T]
-        if teacher and config.vision_tokens:
-            bound = 1 / math.sqrt(teacher.width)
-            self.adapters["vision"] = nn.Parameter(torch.empty(text.hidden_size, teacher.width).uniform_(-bound, bound))
-            self.adapters["vision_bias"] = nn.Parameter(torch.zeros(text.hidden_size))  # P_V, [D_S, D_T] and [D_S]
         terms = {"attention": config.attention, "vision": config.vision_tokens, "logits": config.logits}
         self.terms = {name: term for name, term in terms.items() if term is not None}
+        self.adapters = adapters(config, teacher, student)
         for name, term in self.terms.items():  # buffers, so that a resumed run goes on with the same automatic weights
-            self.register_buffer(f"weight_{name}", torch.tensor(term.weight.fixed))
+            self.register_buffer(f"weight_{name}", torch.tensor(term.weight.start))
 
     def forward(
         self,
         input_ids: Tensor,
         labels: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor,
+        segments: Tensor,
         images: list[str],
         keys: list[Key],
+        attention_mask: Tensor | None = None,
         **_: object,
-    ) -> dict[str, Tensor | dict[str, Tensor]]:
-        """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position)."""
-        features = self.tower(images)  # [I, P, vision_dim]
-        inputs = {"attention_mask": additive_mask(attention_mask), "position_ids": position_ids}
-        tokens = self.student.model.multi_modal_projector(features)  # E_S, [I, V, D]
-        decoder = self.student.model.language_model
-        layer = self.recipe.attention.student_layer if self.recipe.attention else 0
-        with capture_attention_inputs(decoder, layer) as read:
-            embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
-            states = decoder(inputs_embeds=embeds, **inputs, use_cache=False).last_hidden_state  # [B, N, D]
-        answers = labels != IGNORE
-        logits = self.student.lm_head(states[answers]).float()  # [A, vocabulary]
-        terms = {SUPERVISED: F.cross_entropy(logits, labels[answers])}
-        if self.teacher is not None and self.terms:
-            positions = find_positions(input_ids, attention_mask, self.student.config.image_token_id)
-            seen = self._read_teacher(
-                self.teacher, features, input_ids, inputs, attention_mask, positions, answers, keys
-            )
-            if self.recipe.attention:
-                attention = decoder.layers[layer].self_attn
-                block = attention_block(attention, read["hidden"], read["rotary"], attention_mask, seen["positions"])
-                seen["student_attention"] = block  # A_S, [B, H_S, M, V]
-            with torch.autocast(features.device.type, enabled=False):
-                terms |= self._terms(seen, tokens.float(), logits)
-        weighted = [self.weight(name).clone() * value for name, value in terms.items() if name != SUPERVISED]
-        return {"loss": terms[SUPERVISED] + sum(weighted), "terms": terms}
-
-    def _read_teacher(
-        self,
-        teacher: Teacher,
-        features: Tensor,
-        input_ids: Tensor,
-        inputs: dict[str, Tensor],
-        visible: Tensor,
-        positions: Positions,
-        answers: Tensor,
-        keys: list[Key],
     ) -> dict[str, Any]:
-        """What the terms need of the teacher: its vision tokens, attention block and answer logits."""
-        teacher.model.to(features.device)  # no module of this one, so that nobody else moves it
-        attention, vision = self.recipe.attention, self.recipe.vision_tokens
-        tokens = teacher.vision_tokens(features)  # E_T, [I, V, D_T]
+        """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position).
 
-        def teacher_inputs() -> dict[str, Tensor]:
-            return {"inputs_embeds": merge_vision(teacher.model, input_ids, tokens), **inputs}
+        Returns:
+            loss: scalar; terms: each unweighted term; weights: the factor of each; silent: names of the terms of which
+            this batch says nothing, because it has no image.
+        """
+        batch = Batch(input_ids, position_ids, segments, attention_mask, images, self.tower(images), keys)
+        on = {name for name in self.terms if self.teacher is not None and self.fade(name) > 0}
+        tokens = project(self.student, batch.features)  # E_S, [I, V, D]
+        decoder = self.student.model.language_model
+        layers = self.recipe.attention.student_layers if self.recipe.attention and "attention" in on else []
+        with reading_attention(decoder, layers) as read:
+            embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
+            states = decoder(**decoder_inputs(batch, embeds)).last_hidden_state  # [B, N, D]
+        terms, silent = self._block_terms(batch, on, tokens, read)
+        supervised, kl = self._answer_terms(batch, labels, states, self.recipe.logits if "logits" in on else None)
+        terms = {SUPERVISED: supervised, **terms} | ({} if kl is None else {"logits": kl})
+        weights = {name: self.weight(name) for name in terms if name != SUPERVISED}
+        weighted = [weight * terms[name] + self._price(name, weight) for name, weight in weights.items()]
+        loss = terms[SUPERVISED] + sum(weighted) + self._idle_adapters(on)
+        return {"loss": loss, "terms": terms, "weights": weights, "silent": silent}
 
-        seen: dict[str, Any] = {"tokens": tokens.float(), "positions": positions}
-        if attention or (vision and vision.focus_weight):
-            layer = attention.teacher_layer if attention else 0
-            seen["attention"] = teacher.attention(layer, teacher_inputs(), visible, positions)  # A_T, [B, H_T, M, V]
-        if self.recipe.logits:
-            seen["logits"] = teacher.answer_logits(keys, answers, teacher_inputs)
-        return seen
-
-    def _terms(self, seen: dict[str, Any], tokens: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """The unweighted terms, in float32, from what was read of the teacher and the student's tokens and logits."""
-        attention, vision, kl = self.recipe.attention, self.recipe.vision_tokens, self.recipe.logits
+    def _block_terms(
+        self, batch: Batch, on: set[str], tokens: Tensor, read: dict[int, Read]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """The attention and vision terms, and which of them have nothing to say of the batch."""
         terms: dict[str, Tensor] = {}
-        if attention:
-            distance = attention_losses.DISTANCES[attention.distance]
-            rows = seen["positions"].text_mask
-            terms["attention"] = distance(
-                seen["attention"], seen["student_attention"], self.adapters["attention"], rows
-            )
-        if vision:
-            mapped = F.linear(
-                seen["tokens"], self.adapters["vision"], self.adapters["vision_bias"]
-            )  # P_V(E_T), [I, V, D_S]
-            scores = torch.zeros(mapped.shape[:2], device=mapped.device)  # [I, V]
-            if vision.focus_weight:  # the batch's vision columns, in order, are the images' tokens, in order
-                where = seen["positions"]
-                scores = focus_scores(seen["attention"], where.text_mask)[where.vision_mask].view(mapped.shape[:2])
-            terms["vision"] = vision_mse(mapped, tokens, scores, vision.focus_tokens, vision.focus_weight)
-        if kl:
-            terms["logits"] = logits_losses.DISTANCES[kl.distance](seen["logits"], logits, kl.temperature)
-        return terms
+        silent: list[str] = []
+        attention = self.recipe.attention if "attention" in on else None
+        vision = self.recipe.vision_tokens if "vision" in on else None
+        blocks: list[Tensor] = []  # A_T of each layer, [B, H_T, M, V]
+        if attention and self.teacher:
+            positions = self._positions(batch, attention.block)
+            blocks = self.teacher.attention(batch, attention.teacher_layers, positions)
+            terms["attention"] = self._attention_term(attention, blocks, read, batch, positions)
+            silent += ["attention"] * positions.empty
+        if vision and self.teacher:
+            scores = tokens.new_zeros(tokens.shape[:2])  # [I, V]
+            if vision.focus_weight and len(tokens):
+                scores = self._focus(batch, blocks if attention and attention.block == "text_vision" else [])
+            terms["vision"] = self._vision_term(vision, self.teacher.vision_tokens(batch), tokens, scores)
+            silent += ["vision"] * (not len(tokens))
+        return terms, silent
+
+    def _positions(self, batch: Batch, block: Any) -> Positions:
+        image = self.student.config.image_token_id
+        return find_positions(batch.input_ids, batch.segments, batch.visible, image, block)
+
+    def _attention_term(
+        self, config: AttentionTerm, blocks: list[Tensor], read: dict[int, Read], batch: Batch, where: Positions
+    ) -> Tensor:
+        """L_A, summed over the pairs of layers."""
+        distance = attention_losses.DISTANCES[config.distance]
+        values = []
+        for layer, theirs, head_map in zip(
+            config.student_layers, blocks, wide(self.adapters["attention"]()), strict=True
+        ):
+            ours = attention_block(read[layer_index(self.student.model.language_model, layer)], batch.visible, where)
+            with torch.autocast(ours.device.type, enabled=False):
+                values.append(distance(wide(theirs), ours, head_map, where.row_mask, where.column_mask))
+        return torch.stack(values).sum()
+
+    def _focus(self, batch: Batch, blocks: list[Tensor]) -> Tensor:
+        """Focus scores of the batch's vision tokens from the teacher's first-named layer, [I, V]."""
+        where = self._positions(batch, "text_vision")
+        layers = self.recipe.attention.teacher_layers[:1] if self.recipe.attention else [0]
+        assert self.teacher is not None
+        attention = (blocks or self.teacher.attention(batch, layers, where))[0]  # A_T, [B, H_T, M, V]
+        scores = focus_scores(attention, where.row_mask)[where.column_mask]  # [I*V]
+        return scores.view(len(batch.features), -1)  # columns, in order, are the images' tokens, in order
+
+    def _vision_term(self, config: VisionTerm, theirs: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
+        """L_V of the teacher's tokens [I, V, D_T] and the student's [I, V, D_S]."""
+        adapter = self.adapters["vision"]
+        with torch.autocast(tokens.device.type, enabled=False):
+            mapped = wide(adapter(theirs.to(next(adapter.parameters()).dtype)))  # P_V(E_T), [I, V, D_S]
+            return vision_mse(mapped, wide(tokens), scores, config.focus_tokens, config.focus_weight)
+
+    def _answer_terms(
+        self, batch: Batch, labels: Tensor, states: Tensor, config: LogitsTerm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy of the answer tokens, and L_KL if there is its configuration; states are [B, N, D]."""
+        answers, theirs, divergence = labels != IGNORE, None, None
+        if config and self.teacher:
+            answers = answers if config.tokens == "answer" else batch.segments >= 0  # [B, N]
+            theirs = self.teacher.answers(batch, answers)
+            distance = logits_losses.DISTANCES[config.distance]
+            divergence = Divergence(distance, config.part, config.temperature)
+        vocabulary = self.student.config.text_config.vocab_size
+        return answer_losses(states[answers], labels[answers], self.student.lm_head, vocabulary, theirs, divergence)
+
+    def rule(self, name: str) -> Weight:
+        """How the outer weight of a term comes about."""
+        weight: Weight = self.terms[name].weight
+        return weight
+
+    def fade(self, name: str) -> float:
+        """Factor on a term's weight at this point of the run; at 0 the term is not computed."""
+        return self.rule(name).fade(self.progress)
 
     def weight(self, name: str) -> Tensor:
-        """Outer weight of a term, a scalar buffer."""
-        return self.get_buffer(f"weight_{name}")
+        """Outer weight of a term as the loss has it now, a scalar."""
+        learned = self.rule(name).learned is not None
+        base = wide(self.adapters[LEARNED + name]()).exp() if learned else self.get_buffer(f"weight_{name}").clone()
+        return base * self.fade(name)
+
+    def _price(self, name: str, weight: Tensor) -> Tensor | float:
+        """What a learned weight costs, -(d / 2) log(beta), so that it does not shrink to nothing."""
+        degrees = self.rule(name).learned
+        if degrees is None:
+            return 0.0
+        fade = self.fade(name)
+        return -fade * degrees / 2 * (weight / fade).log()
+
+    def _idle_adapters(self, on: set[str]) -> Tensor | float:
+        """Zero, with a gradient to the adapters of terms that are off: data-parallel training waits for each."""
+        total: Tensor | float = 0.0
+        for name, module in self.adapters.items():
+            if name.removeprefix(LEARNED) not in on:
+                nothing = next(module.parameters()).new_zeros(0, self.teacher.width if self.teacher else 0)
+                handed = module() if isinstance(module, Held) else module(nothing)
+                total = total + handed.sum() * 0.0
+        return total
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student that train (gradient norms of the terms are taken on these)."""
         return [p for p in self.student.parameters() if p.requires_grad]
+
+
+def adapters(
+    config: DistillConfig, teacher: TeacherSignals | None, student: LlavaForConditionalGeneration
+) -> nn.ModuleDict:
+    """What is trained beside the student: P_attn for each pair of layers, P_V, and the learned weights' logarithms."""
+    found = nn.ModuleDict()
+    text = student.config.text_config
+    if teacher and config.attention:
+        shape = (len(config.attention.student_layers), text.num_attention_heads, teacher.heads)
+        found["attention"] = Held(torch.randn(shape) / math.sqrt(teacher.heads))  # P_attn, [pairs, H_S, H_T]
+    if teacher and config.vision_tokens:
+        found["vision"] = nn.Linear(teacher.width, text.hidden_size)  # P_V, [D_S, D_T] and [D_S]
+    terms = {"attention": config.attention, "vision": config.vision_tokens, "logits": config.logits}
+    for name, term in terms.items():
+        if teacher and term and term.weight.learned is not None:
+            found[LEARNED + name] = Held(torch.zeros(()))
+    return found
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float32 at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -1,48 +1,93 @@
-"""Reading inside a decoder without paying for it: one layer's attention, text-query rows x vision-key columns only.
+"""Reading inside a decoder without paying for it: a block of one layer's attention, some queries x some keys only.
 
-Every layer of the model keeps running fused attention; the wanted block is computed beside it from that layer's own
-queries and keys (tests/test_probe.py: equal to eager attention).
+Every layer keeps running its own fused attention. The wanted layer's queries and keys are taken where that attention
+is called, after projections, norms and rotary embedding, whatever the architecture makes of them, and the block is
+computed beside it (tests/test_probe.py: equal to eager attention).
 """
 
+import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlm.errors import UserError
+
+RECORDING = "recording"  # name of the attention function that also keeps what it is called with
+CHUNK = 2**23  # scores computed at a time: 32 MB in float32
+
+Block = Literal["text_vision", "vision_vision", "text_text", "full"]
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Where a batch's text rows and vision columns are, padded to the longest sample.
+    """Which query rows and key columns of each sample make up a block, padded to the longest sample.
 
     Attributes:
-        text: indices of text positions that can see a vision token, [B, M]; text_mask: bool, False for padding.
-        vision: indices of vision tokens, [B, V]; vision_mask: bool, False for padding (text-only samples have none).
+        rows: positions of the queries, [B, M]; row_mask: bool, False for padding.
+        columns: positions of the keys, [B, V]; column_mask: bool, False for padding.
     """
 
-    text: Tensor
-    text_mask: Tensor
-    vision: Tensor
-    vision_mask: Tensor
+    rows: Tensor
+    row_mask: Tensor
+    columns: Tensor
+    column_mask: Tensor
+
+    @property
+    def empty(self) -> bool:
+        """True when no sample has anything in the block."""
+        return self.rows.shape[1] == 0 or self.columns.shape[1] == 0
 
 
-def find_positions(input_ids: Tensor, attention_mask: Tensor, image_token_id: int) -> Positions:
+@dataclass(frozen=True)
+class Read:
+    """What a layer's attention was called with.
+
+    Attributes:
+        query: [B, H, N, d], key: [B, KV, N, d], both after norms and rotary embedding.
+        scaling: factor on their product; softcap: c of c * tanh(score / c), or None.
+        window: how many positions back a query sees where no mask says otherwise, or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+
+def find_positions(
+    input_ids: Tensor, segments: Tensor, visible: Tensor | None, image_token_id: int, block: Block = "text_vision"
+) -> Positions:
     """Find rows and columns from where the image tokens really are.
 
     Args:
         input_ids: [B, N].
-        attention_mask: bool [B, 1, N, N], True where a query may see a key.
+        segments: [B, N], negative where there is padding.
+        visible: bool [B, 1, N, N], True where a query may see a key; None: every earlier position.
         image_token_id: the placeholder.
+        block: which queries x which keys; text_vision has the text rows that can see an image.
     """
-    is_vision = input_ids == image_token_id  # [B, N]
-    sees_vision = (attention_mask[:, 0] & is_vision[:, None, :]).any(-1)  # [B, N]
-    text, text_mask = _pack(sees_vision & ~is_vision)
-    vision, vision_mask = _pack(is_vision)
-    return Positions(text, text_mask, vision, vision_mask)
+    real = segments >= 0  # [B, N]
+    is_vision = (input_ids == image_token_id) & real
+    text = real & ~is_vision
+    if block == "text_vision":
+        seen = is_vision.cumsum(-1) > 0  # [B, N]
+        if visible is not None:
+            seen = (visible[:, 0] & is_vision[:, None, :]).any(-1)
+        rows, columns = text & seen, is_vision
+    elif block == "vision_vision":
+        rows = columns = is_vision
+    else:
+        rows = columns = text if block == "text_text" else real
+    return Positions(*_pack(rows), *_pack(columns))
 
 
 def _pack(wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,74 +98,135 @@ def _pack(wanted: Tensor) -> tuple[Tensor, Tensor]:
     return order * mask, mask
 
 
-def attention_block(
-    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Positions
-) -> Tensor:
-    """Attention probabilities of text rows over vision columns.
+def attention_block(read: Read, visible: Tensor | None, positions: Positions) -> Tensor:
+    """Attention probabilities of the block's rows over its columns, in float32 at least.
+
+    The softmax runs over all keys a row may see, but never for all rows at once: rows go in chunks, recomputed in the
+    backward pass, so that beside the block itself nothing of size [.., M, N] is kept.
 
     Args:
-        attention: the layer's self-attention: a module with q_proj, k_proj and head_dim.
-        hidden: what the layer's self-attention reads (after its input norm), [B, N, D].
-        rotary: cosines and sines of the positions, each [B, N, d].
-        mask: bool [B, 1, N, N].
+        read: the layer's queries and keys.
+        visible: bool [B, 1, N, N] or None, as in `find_positions`.
         positions: which rows and columns.
     Returns:
         A, [B, H, M, V]; rows and columns that are padding are zero.
     """
-    batch, length, _ = hidden.shape
-    size = attention.head_dim
-    rows = positions.text[..., None]  # [B, M, 1]
-    q = attention.q_proj(hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1])))  # [B, M, H*d]
-    k = attention.k_proj(hidden)  # [B, N, KV*d]
-    q = q.view(batch, -1, q.shape[-1] // size, size).transpose(1, 2)  # [B, H, M, d]
-    k = k.view(batch, length, -1, size).transpose(1, 2)  # [B, KV, N, d]
-    cos, sin = rotary
-    q, _ = apply_rotary_pos_emb(q, q, *(x.gather(1, rows.expand(-1, -1, size)) for x in (cos, sin)))
-    k, _ = apply_rotary_pos_emb(k, k, cos, sin)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # [B, H, N, d]
-    with torch.autocast(hidden.device.type, enabled=False):  # autocast would make the scores bfloat16
-        scores = q.float() @ k.float().transpose(-1, -2) * size**-0.5  # [B, H, M, N]
-    visible = mask[:, 0].gather(1, rows.expand(-1, -1, length))  # [B, M, N]
-    scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
-    probabilities = scores.softmax(-1)  # [B, H, M, N]
-    columns = positions.vision[:, None, None, :].expand(-1, q.shape[1], q.shape[2], -1)  # [B, H, M, V]
-    block = probabilities.gather(3, columns)
-    return block * (positions.text_mask[:, None, :, None] & positions.vision_mask[:, None, None, :])
+    batch, heads, length, size = read.query.shape
+    where = positions.rows[:, None, :, None]  # [B, 1, M, 1]
+    query = read.query.gather(2, where.expand(-1, heads, -1, size))  # [B, H, M, d]
+    if positions.empty:
+        empty = query.new_zeros(batch, heads, positions.rows.shape[1], positions.columns.shape[1])
+        return empty.to(_wide(query.dtype)) + query.sum()
+    rows_at_once = max(1, CHUNK // (batch * heads * length))
+    parts = []
+    for index in range(0, query.shape[2], rows_at_once):
+        part = slice(index, index + rows_at_once)
+        mask = _visible_rows(visible, positions.rows[:, part], length, read.window)  # [B, m, N]
+        arguments = (query[:, :, part], read.key, mask, positions.columns, read)
+        parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
+    block = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [B, H, M, V]
+    return block * (positions.row_mask[:, None, :, None] & positions.column_mask[:, None, None, :])
+
+
+def _chunk(query: Tensor, key: Tensor, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
+    """Block of some rows: query [B, H, m, d], key [B, KV, N, d], visible bool [B, m, N], columns [B, V]."""
+    batch, heads, count, size = query.shape
+    shared = key.shape[1]
+    dtype = _wide(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):  # autocast would make the scores bfloat16
+        grouped = query.to(dtype).reshape(batch, shared, heads // shared * count, size)  # [B, KV, H/KV*m, d]
+        scores = grouped @ key.to(dtype).transpose(-1, -2) * read.scaling  # [B, KV, H/KV*m, N]
+    scores = scores.view(batch, heads, count, -1)  # [B, H, m, N]
+    if read.softcap is not None:
+        scores = torch.tanh(scores / read.softcap) * read.softcap
+    scores = scores.masked_fill(~visible[:, None], torch.finfo(dtype).min)
+    total = scores.logsumexp(-1, keepdim=True)  # [B, H, m, 1]
+    wanted = columns[:, None, None, :].expand(-1, heads, count, -1)  # [B, H, m, V]
+    return (scores.gather(3, wanted) - total).exp()
+
+
+def _visible_rows(visible: Tensor | None, rows: Tensor, length: int, window: int | None) -> Tensor:
+    """Which keys each of the rows [B, m] may see, bool [B, m, N]."""
+    if visible is not None:
+        return visible[:, 0].gather(1, rows[..., None].expand(-1, -1, length))
+    behind = rows[..., None] - torch.arange(length, device=rows.device)  # [B, m, N]
+    return (behind >= 0) & (behind < (window or length))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def layer_index(decoder: PreTrainedModel, layer: int) -> int:
+    """A layer's index from 0; negative numbers count from the last, -1."""
+    return layer % len(decoder.layers)
 
 
 class _Enough(Exception):
-    """Raised inside a forward pass when everything wanted was captured."""
+    """Raised inside a forward pass when everything wanted was read."""
 
 
 @contextmanager
-def capture_attention_inputs(decoder: PreTrainedModel, layer: int, *, stop: bool = False) -> Iterator[dict[str, Any]]:
-    """While the block runs, keep what self-attention of `layer` was called with: `hidden` and `rotary`.
+def reading_attention(decoder: PreTrainedModel, layers: list[int], *, stop: bool = False) -> Iterator[dict[int, Read]]:
+    """While the block runs, keep what the attention of `layers` is called with.
 
     Args:
         decoder: the decoder whose forward pass the block runs.
-        layer: index of the layer, from 0.
-        stop: leave the block as soon as they are kept.
+        layers: their indices; negative ones count from the last.
+        stop: leave the block as soon as all are kept.
+    Raises:
+        UserError: gradient checkpointing of the reentrant kind hides the layer from the gradient.
     """
-    captured: dict[str, Any] = {}
+    found: dict[int, Read] = {}
+    wanted = {layer_index(decoder, layer) for layer in layers}
+    modules = {index: decoder.layers[index].self_attn for index in wanted}
+    gradient = torch.is_grad_enabled()
+    for index, module in modules.items():
 
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured["hidden"] = args[0] if args else kwargs["hidden_states"]
-        captured["rotary"] = kwargs["position_embeddings"]
-        if stop:
-            raise _Enough
+        def keep(read: Read, index: int = index) -> None:
+            if gradient and not torch.is_grad_enabled():
+                raise UserError(
+                    "gradient checkpointing: the reentrant kind was found, which hides attention from the gradient. "
+                    "Set use_reentrant to false."
+                )
+            found[index] = read
+            if stop and len(found) == len(wanted):
+                raise _Enough
 
-    handle = decoder.layers[layer].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
+        # Only this layer's own copy of the configuration names the recording function: the others, the mask and a
+        # recomputation of this layer in the backward pass see what they always see.
+        module.plain_config, module.keep = module.config, keep
+        module.config = copy.copy(module.config)
+        module.config._attn_implementation_internal = RECORDING
     try:
-        yield captured
+        yield found
     except _Enough:
         pass
     finally:
-        handle.remove()
+        for module in modules.values():
+            module.config = module.plain_config
+            del module.plain_config, module.keep
+
+
+def _recording_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The layer's own attention function, after keeping queries and keys; transformers' attention interface."""
+    layer: Any = module
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    layer.keep(Read(query, key, scaling, kwargs.get("softcap"), kwargs.get("sliding_window")))
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(layer.plain_config._attn_implementation, eager)
+    output: tuple[Tensor, Tensor | None] = function(module, query, key, value, attention_mask, **kwargs)
+    return output
 
 
 @torch.no_grad()
-def read_attention_inputs(decoder: PreTrainedModel, layer: int, **inputs: Any) -> dict[str, Any]:
-    """Run `decoder` only as far as the self-attention of `layer` and return what that was called with."""
-    with capture_attention_inputs(decoder, layer, stop=True) as captured:
+def read_attention(decoder: PreTrainedModel, layers: list[int], **inputs: Any) -> dict[int, Read]:
+    """Run `decoder` only as far as the last of `layers` and return what their attention was called with."""
+    with reading_attention(decoder, layers, stop=True) as found:
         decoder(**inputs)
-    return captured
+    return found
+
+
+AttentionInterface.register(RECORDING, _recording_attention)

@@ -4,20 +4,23 @@ The attention block of a low layer and the projected vision tokens cost little a
 tokens' last hidden states need the whole decoder, so they are kept per record after the first time.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from distill.probe import Positions, attention_block, read_attention_inputs
+from distill.attention import DENSE, decoder_inputs
+from distill.merge import merge_vision, project
+from distill.probe import Positions, attention_block, layer_index, read_attention
 from distill.rows import Key
+from distill.signals import Batch, Hidden
 
 ANSWERS_KEPT = 4096  # records whose hidden states stay in the CPU's memory: 2 * D_T bytes an answer token
 
 
 class Teacher:
-    """Reads attention, vision tokens and answer logits of a teacher.
+    """Reads attention, vision tokens and answers of a teacher; the live one of `distill.signals.TeacherSignals`.
 
     Args:
         model: the teacher; frozen here.
@@ -26,6 +29,8 @@ class Teacher:
 
     def __init__(self, model: LlavaForConditionalGeneration, keep: int = ANSWERS_KEPT) -> None:
         self.model = model.eval().requires_grad_(False)
+        if not torch.cuda.is_available():
+            self.model.model.language_model.set_attn_implementation(DENSE)
         self.keep = keep
         self.kept: dict[Key, Tensor] = {}  # [A, D_T] float16 of a record
 
@@ -40,46 +45,32 @@ class Teacher:
         return int(self.model.config.text_config.hidden_size)
 
     @torch.no_grad()
-    def vision_tokens(self, features: Tensor) -> Tensor:
-        """Project the shared tower's features [I, P, vision_dim] to E_T, [I, V, D_T]."""
-        tokens: Tensor = self.model.model.multi_modal_projector(features)
-        return tokens
+    def vision_tokens(self, batch: Batch) -> Tensor:
+        """Project the shared tower's features to E_T, [I, V, D_T]."""
+        self.model.to(batch.features.device)  # no module of the one that is trained, so that nobody else moves it
+        return project(self.model, batch.features)
 
     @torch.no_grad()
-    def attention(self, layer: int, inputs: dict[str, Tensor], visible: Tensor, positions: Positions) -> Tensor:
-        """A_T of `layer`: [B, H_T, M, V]; runs the decoder only up to that layer. `visible` is bool [B, 1, N, N]."""
+    def attention(self, batch: Batch, layers: list[int], positions: Positions) -> list[Tensor]:
+        """A_T of each layer, [B, H_T, M, V]; runs the decoder only up to the last of them."""
         decoder = self.model.model.language_model
-        read = read_attention_inputs(decoder, layer, **inputs, use_cache=False)
-        attention = decoder.layers[layer].self_attn
-        return attention_block(attention, read["hidden"], read["rotary"], visible, positions)
+        read = read_attention(decoder, layers, **self._inputs(batch))
+        return [attention_block(read[layer_index(decoder, layer)], batch.visible, positions) for layer in layers]
 
     @torch.no_grad()
-    def answer_logits(self, keys: list[Key], answers: Tensor, inputs: Callable[[], dict[str, Tensor]]) -> Tensor:
-        """Logits at the label positions of the batch, in order.
-
-        Args:
-            keys: one per sample.
-            answers: bool [B, N], the label positions.
-            inputs: gives the decoder's inputs, called only if a sample's answers are not kept.
-        Returns:
-            [A, vocabulary], float32.
-        """
+    def answers(self, batch: Batch, wanted: Tensor) -> Hidden:
+        """Last hidden states at the positions `wanted`, bool [B, N], in order: [A, D_T], and the head."""
         known = self.kept
-        if any(key not in known for key in keys):
-            states = self.model.model.language_model(**inputs(), use_cache=False).last_hidden_state  # [B, N, D_T]
-            pairs = zip(states, answers, strict=True)
-            fresh = [state[wanted].to("cpu", torch.float16) for state, wanted in pairs]  # B times [A, D_T]
-            computed = {key: hidden for key, hidden in zip(keys, fresh, strict=True) if key not in self.kept}
+        if any(key not in known for key in batch.keys):
+            states = self.model.model.language_model(**self._inputs(batch)).last_hidden_state  # [B, N, D_T]
+            pairs = zip(states, wanted, strict=True)
+            fresh = [state[here].to("cpu", torch.float16) for state, here in pairs]  # B times [A, D_T]
+            computed = {key: hidden for key, hidden in zip(batch.keys, fresh, strict=True) if key not in self.kept}
             known = {**self.kept, **computed}
             self.kept.update(list(computed.items())[: max(0, self.keep - len(self.kept))])
         weight = self.model.lm_head.weight
-        hidden = torch.cat([known[key].float() for key in keys]).to(weight.device, weight.dtype)  # [A, D_T]
-        logits: Tensor = self.model.lm_head(hidden)
-        return logits.float()
+        hidden = torch.cat([known[key].float() for key in batch.keys]).to(weight.device, weight.dtype)  # [A, D_T]
+        return Hidden(hidden, self.model.lm_head)
 
-
-def merge_vision(model: LlavaForConditionalGeneration, input_ids: Tensor, tokens: Tensor) -> Tensor:
-    """Embed ids [B, N] and put vision tokens [I, V, D] where the image placeholders stand: [B, N, D]."""
-    is_vision = input_ids == model.config.image_token_id  # [B, N]
-    embeds = model.get_input_embeddings()(input_ids.masked_fill(is_vision, 0))
-    return embeds.masked_scatter(is_vision[..., None], tokens.to(embeds.dtype))
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return decoder_inputs(batch, merge_vision(self.model, batch.input_ids, self.vision_tokens(batch)))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm.config import Config
 
@@ -10,32 +10,77 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[list[int], Field(min_length=1)]
+
+PUBLISHED_WEIGHT = 1.0
+SKEW = 0.1  # DistiLLM's
+EVEN = 0.5
 
 
 class Weight(Config):
-    """Outer weight of a term: `fixed`, or held so that the term's gradient is `share` of the cross-entropy's.
+    """Outer weight of a term, by one of three rules; none given: fixed at 1, the published one.
 
-    The gradient is that with respect to the student; `cap` bounds the automatic weight, because a term that collapses
-    would otherwise be scaled without end. With `share`, `fixed` is only the weight until the first measurement, that
-    is, in the first step.
+    Attributes:
+        fixed: this number.
+        share: held so that the term's gradient with respect to the student is this share of the cross-entropy's; 1
+            until the first measurement, that is, in the first step.
+        cap: bound of the automatic weight of `share`: a term that collapses would be scaled without end.
+        learned: Beta-KD: beta is trained with the student and beta * l - d / 2 * log(beta) is minimised; this is d, so
+            that beta tends to d / (2 l).
+        until: share of all the run's steps over which the weight falls linearly to zero; after that the term is not
+            computed at all. None: it does not fall.
     """
 
-    fixed: NotNegative = 1.0
+    fixed: NotNegative | None = None
     share: Positive | None = None
     cap: Positive = 30.0
+    learned: Positive | None = None
+    until: Share | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Weight":
+        given = [name for name in ("fixed", "share", "learned") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a weight follows one rule, but {' and '.join(given)} are given: leave one")
+        return self
+
+    @property
+    def start(self) -> float:
+        """The weight of the first step."""
+        return PUBLISHED_WEIGHT if self.fixed is None else self.fixed
+
+    def fade(self, progress: float) -> float:
+        """Factor on the weight when `progress` (0 to 1) of the run's steps are done."""
+        return 1.0 if self.until is None else max(0.0, 1.0 - progress / self.until)
 
 
 class AttentionTerm(Config):
-    """L_A on text-query rows x vision-key columns of one layer's attention (Align-KD eq. 1).
+    """L_A: a block of the attention of some layers (Align-KD eq. 1), summed over the layers.
 
-    distance: `mse` on probabilities with a free 1x1 head adapter is the published one; `kl` compares rows renormalised
-    over the vision columns, teacher heads mixed convexly; `cosine` compares rows with a free adapter, scale-free.
+    Attributes:
+        distance: `mse` on probabilities with a free 1x1 head adapter is the published one; `kl` compares rows
+            renormalised over the block's columns, teacher heads mixed convexly; `cosine` compares rows with a free
+            adapter, scale-free.
+        block: query rows and key columns: text_vision is the published one; the others are the paper's ablations.
+        teacher_layers, student_layers: pairs of layers from 0; negative ones count from the last, -1.
     """
 
     distance: Literal["mse", "kl", "cosine"] = "mse"
-    teacher_layer: Index = 0
-    student_layer: Index = 0
+    block: Literal["text_vision", "vision_vision", "text_text", "full"] = "text_vision"
+    teacher_layers: Layers = [0]
+    student_layers: Layers = [0]
     weight: Weight = Weight()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "AttentionTerm":
+        if len(self.teacher_layers) != len(self.student_layers):
+            raise ValueError(
+                f"teacher_layers has {len(self.teacher_layers)} entries and student_layers {len(self.student_layers)}: "
+                "they are pairs, give as many of each"
+            )
+        return self
 
 
 class VisionTerm(Config):
@@ -47,8 +92,30 @@ class VisionTerm(Config):
 
 
 class LogitsTerm(Config):
-    """L_KL on the answer tokens; reverse is the published one (eq. 6)."""
+    """L_KL: the teacher's distribution over the next token; reverse KL on the answer tokens is published (eq. 6).
 
-    distance: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
+    Attributes:
+        distance: distill/losses/logits.py has the formulas.
+        mixture: share of the mixture's first part in `jsd` (None: 0.5) and the skewed distances (None: 0.1).
+        temperature: divides both models' logits; the term is multiplied by its square.
+        tokens: `answer`, or `all` that are no padding: prompt, image and answer.
+    """
+
+    distance: Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "reverse_kl"
+    mixture: Fraction | None = None
     temperature: Positive = 1.0
+    tokens: Literal["answer", "all"] = "answer"
     weight: Weight = Weight()
+
+    @model_validator(mode="after")
+    def _mixture_is_used(self) -> "LogitsTerm":
+        if self.mixture is not None and self.distance in ("reverse_kl", "forward_kl"):
+            raise ValueError(
+                f"mixture: {self.distance} has none; leave it out, or choose jsd, skew_kl, skew_reverse_kl"
+            )
+        return self
+
+    @property
+    def part(self) -> float:
+        """The mixture's first part, or its default."""
+        return self.mixture or (EVEN if self.distance == "jsd" else SKEW)

@@ -1,28 +1,37 @@
-"""transformers' Trainer with three additions: learning rates per part, gradient norms per term, automatic weights."""
+"""transformers' Trainer with two additions: learning rates per part, and probes of the terms (distill.balance)."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from distill.balance import probe, stop_if_dead
 from distill.config import DistillConfig, Stage
-from distill.model import SUPERVISED, AlignKD
-
-SMOOTHING = 0.5  # of an automatic weight: half old, half new
+from distill.history import rows_of
+from distill.model import AlignKD
 
 
 class DistillTrainer(Trainer):
-    """Trains an `AlignKD` module; every `probe_steps` steps it measures each term's gradient on the student."""
+    """Trains an `AlignKD` module; every `probe_steps` steps it measures each term's gradient on the student.
+
+    Args:
+        module: what is trained.
+        config: the run's configuration.
+        stage: the stage that is trained.
+        done: steps of the stages before.
+        total: steps of all stages.
+    """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, module: AlignKD, config: DistillConfig, stage: Stage, **kwargs: Any) -> None:
+    def __init__(
+        self, module: AlignKD, config: DistillConfig, stage: Stage, done: int, total: int, **kwargs: Any
+    ) -> None:
         super().__init__(model=module, **kwargs)
         self.remove_callback(PrinterCallback)  # stdout belongs to ProgressLines
-        self.module, self.config, self.stage = module, config, stage
+        self.module, self.config, self.stage, self.done, self.total = module, config, stage, done, total
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the projector and the adapters at the projector's learning rate."""
@@ -41,32 +50,14 @@ class DistillTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """Loss of a batch; on a probe step also measures and logs the terms."""
+        step = self.state.global_step
+        self.module.progress = (self.done + step) / self.total
         outputs = model(**inputs)
-        if self.state.global_step % self.config.probe_steps == 0:
-            self._probe(outputs["terms"], outputs["loss"])
+        if step % self.config.probe_steps == 0:
+            self.log(probe(self.module, outputs, first=step == 0))
+            if self.config.stop_dead_terms:
+                stop_if_dead([row["terms"] for row in rows_of(self.state.log_history, self.stage.name, self.done)])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def _probe(self, terms: dict[str, Tensor], loss: Tensor) -> None:
-        norms = {name: self._gradient_norm(value) for name, value in terms.items()}
-        row: dict[str, float] = {"probe_loss": float(loss.detach())}
-        for name, value in terms.items():
-            weight = 1.0 if name == SUPERVISED else float(self.module.weight(name))
-            row |= {f"{name}_value": float(value.detach()), f"{name}_grad_norm": norms[name], f"{name}_weight": weight}
-            share = None if name == SUPERVISED else self.module.terms[name].weight.share
-            if share is not None and norms[name] > 0:  # 0: a batch that says nothing of this term, as text alone
-                wanted = share * norms[SUPERVISED] / max(norms[name], 1e-12)
-                wanted = min(wanted, self.module.terms[name].weight.cap)
-                first = self.state.global_step == 0
-                self.module.weight(name).fill_(wanted if first else SMOOTHING * (weight + wanted))
-        self.log(row)
-
-    def _gradient_norm(self, value: Tensor) -> float:
-        if not value.requires_grad:
-            return 0.0
-        parameters = self.module.student_parameters()
-        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        squares = [g.float().square().sum() for g in gradients if g is not None]
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 class ProgressLines(TrainerCallback):

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill.balance import reports
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.history import reports, rows_of
+from distill.history import rows_of
 from distill.model import AlignKD
 from distill.rows import Rows, too_long_report
 from distill.trainer import DistillTrainer, ProgressLines, training_arguments
@@ -69,6 +70,8 @@ def train_stage(
         module,
         config,
         stage,
+        done,
+        total,
         args=training_arguments(config, stage, checkpoints),
         train_dataset=rows,
         data_collator=rows.batch,

@@ -26,7 +26,7 @@ def _row(*turns: tuple[list[int], list[int]], image: bool = True) -> Row:
 
 
 def _loss_terms(batch: dict, model: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
-    from distill.teacher import merge_vision
+    from distill.merge import merge_vision
 
     tokens = model.model.multi_modal_projector(features)
     embeds = merge_vision(model, batch["input_ids"], tokens)

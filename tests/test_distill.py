@@ -210,9 +210,9 @@ def test_teacher_and_student_that_do_not_fit_are_refused(teacher: Path, tmp_path
 
 
 def test_a_layer_that_does_not_exist_is_refused(teacher: Path) -> None:
-    for key in ("teacher_layer", "student_layer"):
+    for key in ("teacher_layers", "student_layers"):
         with pytest.raises(UserError, match=rf"attention.{key}: 2 found.*from 0 to 1"):
-            build(_config(teacher, attention={key: 2}))
+            build(_config(teacher, attention={key: [2]}))
 
 
 def test_pictures_are_prepared_as_the_students_checkpoint_says(teacher: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""L_A: first-layer text-to-vision attention of the teacher taught to the student (Align-KD eq. 1)."""
+"""L_A: a block of the teacher's attention taught to the student (Align-KD eq. 1: first layer, text x vision)."""
 
 import torch
 from torch import Tensor
@@ -7,29 +7,34 @@ from torch.nn import functional as F
 EPSILON = 1e-6
 
 
-def attention_mse(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor) -> Tensor:
+def attention_mse(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Mean squared error on probabilities with a learned 1x1 convolution over heads, as published.
 
     Args:
-        teacher: A_T, [B, H_T, M, V].
-        student: A_S, [B, H_S, M, V].
+        teacher: A_T, [B, H_T, M, V]; zero in padding.
+        student: A_S, [B, H_S, M, V]; zero in padding.
         head_map: weights of the 1x1 convolution, [H_S, H_T].
         rows: bool [B, M], False for padding.
+        columns: bool [B, V], False for padding.
     """
     mapped = torch.einsum("sh,bhmv->bsmv", head_map, teacher)  # [B, H_S, M, V]
-    return _mean_over_rows((mapped - student).square().mean(-1), rows)
+    count = columns.sum(-1).clamp(min=1)[:, None, None]  # [B, 1, 1]
+    return _mean_over_rows((mapped - student).square().sum(-1) / count, rows)
 
 
-def attention_kl(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor) -> Tensor:
-    """KL(teacher || student) of rows renormalised over the vision columns; teacher heads are mixed convexly
+def attention_kl(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """KL(teacher || student) of rows renormalised over the block's columns; teacher heads are mixed convexly
     (softmax of head_map), so that no adapter can make both sides vanish. Arguments as `attention_mse`."""
     mixed = torch.einsum("sh,bhmv->bsmv", head_map.softmax(-1), teacher)  # [B, H_S, M, V]
-    p, q = _renormalise(mixed), _renormalise(student)
-    return _mean_over_rows((p * (p.log() - q.log())).sum(-1), rows)
+    real = columns[:, None, None]  # [B, 1, 1, V]
+    p, q = _renormalise(mixed, real), _renormalise(student, real)
+    terms = p * (p.masked_fill(~real, 1).log() - q.masked_fill(~real, 1).log())  # [B, H_S, M, V]
+    return _mean_over_rows(terms.sum(-1), rows)
 
 
-def attention_cosine(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor) -> Tensor:
-    """1 - cosine of each row with a free head map: the scale of neither side matters. Arguments as `attention_mse`."""
+def attention_cosine(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """1 - cosine of each row with a free head map: the scale of neither side matters. Arguments as `attention_mse`
+    (padded columns are zero on both sides, which no cosine sees)."""
     mapped = torch.einsum("sh,bhmv->bsmv", head_map, teacher)  # [B, H_S, M, V]
     return _mean_over_rows(1 - F.cosine_similarity(mapped, student, dim=-1, eps=EPSILON), rows)
 
@@ -37,9 +42,9 @@ def attention_cosine(teacher: Tensor, student: Tensor, head_map: Tensor, rows: T
 DISTANCES = {"mse": attention_mse, "kl": attention_kl, "cosine": attention_cosine}
 
 
-def _renormalise(probabilities: Tensor) -> Tensor:
-    shifted = probabilities + EPSILON
-    return shifted / shifted.sum(-1, keepdim=True)
+def _renormalise(probabilities: Tensor, real: Tensor) -> Tensor:
+    shifted = (probabilities + EPSILON) * real
+    return shifted / shifted.sum(-1, keepdim=True).clamp(min=EPSILON)
 
 
 def _mean_over_rows(values: Tensor, rows: Tensor) -> Tensor:

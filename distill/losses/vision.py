@@ -20,7 +20,7 @@ def vision_mse(teacher: Tensor, student: Tensor, scores: Tensor, focus_tokens: i
         focus_weight: lambda, on the focus term.
     """
     if not len(student):  # a batch of text only: the mean of nothing would be NaN
-        return student.sum()
+        return student.sum() + teacher.sum()  # connected to both, for data-parallel training
     squared = (teacher - student).square().mean(-1)  # [I, V]
     if not focus_weight:
         return squared.mean()

@@ -1,0 +1,109 @@
+"""Losses over the vocabulary in chunks equal the plain ones, values and gradients, and keep no logits of all tokens."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.answers import Divergence, answer_losses
+from distill.losses.logits import DISTANCES
+from distill.signals import Hidden, TopK
+from vlm.data.collator import IGNORE
+
+TOKENS, VOCABULARY = 13, 50
+Case = tuple[Tensor, Tensor, nn.Linear, nn.Linear, Tensor]
+
+
+def _case() -> Case:
+    torch.manual_seed(0)
+    states = torch.randn(TOKENS, 8, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (TOKENS,))
+    labels[3:6] = IGNORE
+    ours, theirs = (nn.Linear(width, VOCABULARY, bias=False).double() for width in (8, 12))
+    return states, labels, ours, theirs.requires_grad_(False), torch.randn(TOKENS, 12, dtype=torch.float64)
+
+
+def _plain(case: Case, kind: str, temperature: float, part: float) -> tuple[Tensor, Tensor]:
+    states, labels, ours, theirs, hidden = case
+    logits = ours(states)
+    log_p, log_q = (theirs(hidden) / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
+    return F.cross_entropy(logits, labels), DISTANCES[kind](log_p, log_q, part).mean() * temperature**2
+
+
+def _gradients(value: Tensor, case: Case) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, (case[0], case[2].weight), retain_graph=True)
+
+
+@pytest.mark.parametrize("kind", sorted(DISTANCES))
+@pytest.mark.parametrize("rows", [1, 5, 13, 100])
+def test_chunks_equal_the_plain_loss(kind: str, rows: int) -> None:
+    case = _case()
+    states, labels, ours, theirs, hidden = case
+    divergence = Divergence(DISTANCES[kind], 0.3, 2.0)
+    found = answer_losses(states, labels, ours, VOCABULARY, Hidden(hidden, theirs), divergence, chunk=rows * VOCABULARY)
+    for one, other in zip(found, _plain(case, kind, 2.0, 0.3), strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+        for a, b in zip(_gradients(one, case), _gradients(other, case), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+def test_the_likeliest_tokens_equal_the_plain_loss_when_the_rest_is_one_token(rows: int) -> None:
+    case = _case()
+    states, labels, ours, theirs, hidden = case
+    log_p = theirs(hidden).log_softmax(-1)
+    ids = torch.arange(VOCABULARY - 1).expand(TOKENS, -1)
+    _, found = answer_losses(
+        states, labels, ours, VOCABULARY, TopK(ids, log_p.gather(-1, ids)), Divergence(DISTANCES["forward_kl"], 0, 1.0),
+        chunk=rows * VOCABULARY,
+    )  # fmt: skip
+    assert found is not None
+    torch.testing.assert_close(found, _plain(case, "forward_kl", 1.0, 0)[1])
+
+
+def test_without_a_teacher_there_is_only_the_cross_entropy() -> None:
+    case = _case()
+    found, nothing = answer_losses(*case[:3], VOCABULARY, chunk=2 * VOCABULARY)
+    assert nothing is None
+    torch.testing.assert_close(found, _plain(case, "reverse_kl", 1.0, 0)[0])
+
+
+def test_a_batch_without_answers_is_zero_with_a_gradient() -> None:
+    states, labels, ours, theirs, hidden = _case()
+    divergence = Divergence(DISTANCES["reverse_kl"], 0, 1.0)
+    teacher = Hidden(hidden[:0], theirs)
+    ce, kl = answer_losses(states[:0], labels[:0], ours, VOCABULARY, teacher, divergence)
+    assert kl is not None and ce.item() == kl.item() == 0
+    (ce + kl).backward()
+    assert ours.weight.grad is not None and not ours.weight.grad.any()
+
+
+def test_no_logits_of_all_tokens_are_made_or_kept() -> None:
+    states, labels, ours, theirs, hidden = _case()
+    widest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal widest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.shape[-1:] == (VOCABULARY,):
+                widest = max(widest, result.numel())
+            return result
+
+    kept = 0
+
+    def pack(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel() if value.ndim == 2 and value.shape[-1] == VOCABULARY else 0
+        return value
+
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        ce, kl = answer_losses(
+            states, labels, ours, VOCABULARY, Hidden(hidden, theirs), Divergence(DISTANCES["jsd"], 0.5, 1.0),
+            chunk=2 * VOCABULARY,
+        )  # fmt: skip
+        assert kl is not None
+    with Watch():
+        (ce + kl).backward()
+    assert widest == 2 * VOCABULARY and kept == 0
