@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -47,10 +48,12 @@ class Checkpoint:
         return tree_sha256(self.folder)
 
 
-def load_checkpoint(name: Path) -> Checkpoint:
-    """Load a VLM in float32.
+def load_checkpoint(name: Path, dtype: torch.dtype = torch.float32, quantization: Any = None) -> Checkpoint:
+    """Load a VLM.
 
     Args:
+        dtype: of the weights.
+        quantization: transformers' configuration of quantized weights, which are then put onto the GPU.
         name: a folder in Hugging Face layout (safetensors only), one in upstream's layout, which is converted once
             (vlm.models.prepared), or a hub name of either.
     Raises:
@@ -66,7 +69,11 @@ def load_checkpoint(name: Path) -> Checkpoint:
         )
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(

@@ -50,9 +50,8 @@ def to_upstream(
         )
     config = AutoConfig.from_pretrained(source)
     projector = upstream.family_of(config).projector
-    rows = min(
-        (getattr(config, "upstream", None) or {}).get("vocab_size", config.image_token_id), config.image_token_id
-    )
+    imported = getattr(config, "upstream", None) or {}
+    rows = imported.get("vocab_size", config.image_token_id)
     found = {upstream.to_upstream_name(name, projector): shape for name, shape in shapes(source).items()}
     check_fit(upstream.expected_shapes(config, config.text_config.vocab_size), found, str(source))
 

@@ -18,7 +18,7 @@ from vlm.manifest import Preprocessing
 from vlm.models import tokenizers, upstream
 from vlm.models.hub import locate
 from vlm.models.processor import PREPROCESSOR, read_preprocessing, save_processor
-from vlm.models.tensors import SHARD_BYTES, check_fit, counted, shapes, tensors, write_tensors
+from vlm.models.tensors import SHARD_BYTES, check_fit, counted, tensors, write_tensors
 from vlm.prompts import IMAGE
 
 ROWS = 64  # the vocabulary is filled up to a multiple of this, as in transformers' LLaVA-1.5
@@ -63,7 +63,7 @@ def to_hf(
     if not upstream.is_upstream(told):
         raise UserError(f"{file}: no mm_* keys, so this is not upstream's layout and needs no conversion to hf.")
     family = upstream.check(told, file)
-    found = {name: shape for name, shape in shapes(source).items() if not upstream.is_buffer(name)}
+    found = {name: tuple(tensor.shape) for name, tensor in upstream_tensors(source)}
     has_tower = any(name.startswith(upstream.TOWER) for name in found)
     tower = find_tower(told, file, vision, has_tower)
     separate = None if has_tower else tower.folder
@@ -76,10 +76,9 @@ def to_hf(
     check_fit(upstream.expected_shapes(config, told["vocab_size"]), found, where)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors(source):
-            if not upstream.is_buffer(name):
-                vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
-                yield upstream.to_our_name(name, family.projector), grow(tensor, rows) if vocabulary else tensor
+        for name, tensor in upstream_tensors(source):
+            vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
+            yield upstream.to_our_name(name, family.projector), grow(tensor, rows) if vocabulary else tensor
         for name, tensor in clip_tensors(separate) if separate else ():
             yield upstream.to_our_name(name, family.projector), tensor
 
@@ -131,6 +130,13 @@ def find_tower(told: dict[str, Any], file: Path, vision: Path | None, has_weight
             f"{file}: {lack} must come from {str(name)!r}. {error} Give the CLIP's folder or hub name with --vision."
         ) from error
     return Tower(CLIPVisionConfig.from_pretrained(folder).to_dict(), folder)
+
+
+def upstream_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint in upstream's layout, by the names that the published ones have."""
+    for name, tensor in tensors(folder):
+        if not upstream.is_buffer(name):
+            yield upstream.published_name(name), tensor
 
 
 def clip_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -34,12 +34,13 @@ def from_upstream(folder: Path) -> PreTrainedTokenizerBase:
                 shutil.copyfile(folder / file, copy / file)
         config = copy / "tokenizer_config.json"
         values = json.loads(config.read_text()) if config.is_file() else {}
-        values = {"tokenizer_class": "LlamaTokenizer", "legacy": True} | values
+        values = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | values
         config.write_text(json.dumps(values))
         tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": PAD})
-    tokenizer.init_kwargs |= {"extra_special_tokens": {"image_token": IMAGE}, "image_token": IMAGE}
+    # What transformers does not write by itself; without `legacy` it would read its own files back as another tokenizer.
+    tokenizer.init_kwargs |= {"image_token": IMAGE, "legacy": tokenizer.legacy, "add_bos_token": True}
     tokenizer.image_token = IMAGE
     return tokenizer
 

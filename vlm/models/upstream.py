@@ -17,7 +17,8 @@ from vlm.models.clip import KNOWN
 from vlm.models.mobilevlm import PROJECTORS, MobileVlmForConditionalGeneration, mobilevlm_config
 from vlm.registry import did_you_mean
 
-TOWER = "model.vision_tower.vision_tower.vision_model."
+_TOWER = "model.vision_tower.vision_tower."
+TOWER = f"{_TOWER}vision_model."
 PROJECTOR = "model.mm_projector."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # their rows are the vocabulary
 # Older transformers saved these buffers; they are computed, not trained.
@@ -228,6 +229,13 @@ def canonical(name: str) -> str:
         if bare.startswith(f"{part}."):
             rest = bare.removeprefix(f"{part}.")
             return f"model.{part}." + rest.removeprefix("model." if part == "language_model" else "vision_model.")
+    return name
+
+
+def published_name(name: str) -> str:
+    """The name that published checkpoints give an upstream tensor; saved with transformers 5, a tower's is shorter."""
+    if name.startswith(_TOWER) and not name.startswith(TOWER):
+        return TOWER + name.removeprefix(_TOWER)
     return name
 
 
