@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketvlm import __version__, console
-from pocketvlm.commands import ablate, ask, bench, distill, doctor, evaluate, export, gate, report, run
+from pocketvlm.commands import ablate, ask, bench, convert, distill, doctor, evaluate, export, gate, report, run
 
 app = typer.Typer(
     help="Distil a vision-language model, export it to ONNX, ExecuTorch, Core ML and GGUF, prove and measure each.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("distill")(distill.distill)
+app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("ask")(ask.ask)
 app.command("bench")(bench.bench)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "run": ["CONFIG", "key=value", "--json"],
     "distill": ["CONFIG", "key=value", "--json"],
+    "convert": ["CHECKPOINT", "--to", "hf", "upstream", "--out", "--vision", "--json"],
     "export": ["CHECKPOINT", "--to", "--out", "--allow-drift", "--json"],
     "ask": ["ARTIFACT_OR_CHECKPOINT", "IMAGE", "QUESTION", "--json"],
     "bench": ["ARTIFACT...", "--device", "--tasks", "--out", "--json"],
