@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from pocketvlm import __version__, console
-from pocketvlm.commands import ablate, ask, bench, convert, distill, doctor, evaluate, export, gate, report, run
+from pocketvlm.commands import (
+    ablate,
+    analyze,
+    ask,
+    bench,
+    convert,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    gate,
+    report,
+    run,
+)
 
 app = typer.Typer(
     help="Distil a vision-language model, export it to ONNX, ExecuTorch, Core ML and GGUF, prove and measure each.",
@@ -27,6 +40,7 @@ app.command("ask")(ask.ask)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
+app.command("analyze")(analyze.analyze)
 app.command("gate")(gate.gate)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ["ARTIFACT...", "--device", "--tasks", "--out", "--json"],
     "eval": ["ARTIFACT_OR_CHECKPOINT", "--tasks", "--data", "--predictions", "--json"],
     "ablate": ["STUDY", "key=value", "--out", "--read-test-again", "--json"],
+    "analyze": ["CHECKPOINT", "--scenes", "--images", "--question", "--layer", "--out", "--json"],
     "gate": ["NEW", "--baseline", "--max-drop", "--max-slowdown", "--ignore", "--json"],
     "report": ["RESULTS...", "--out", "--json"],
     "doctor": ["CONFIG", "--json"],

@@ -205,14 +205,6 @@ def test_only_what_equal_time_needs_is_trained_at_equal_steps(file: Path) -> Non
     }
 
 
-def test_a_training_that_gives_the_time_is_never_taken_up(file: Path) -> None:
-    left = file.parent / "out" / "steps" / "slow" / "seed-0" / "student.partial"
-    left.mkdir(parents=True)
-    (left / "begun").write_text("interrupted")
-    run(file, "equal=time")
-    assert (left.parent / "student" / "begun").read_text() == "x"
-
-
 def test_every_row_gets_its_best_learning_rate_by_validation(file: Path) -> None:
     result = run(file, "split=test", "tuning={factors: [0.5, 1, 2], seeds: [7]}")
     assert set(result["tuning"]) == {"base", "+ better", "slow"}
@@ -225,6 +217,18 @@ def test_every_row_gets_its_best_learning_rate_by_validation(file: Path) -> None
 def test_a_row_may_be_compared_with_another_than_the_first(file: Path) -> None:
     result = run(file, "rows.2.against=+ better")
     assert row(result, "slow")["against"] == "+ better" and row(result, "slow")["difference"]["avg"]["points"] < 0
+
+
+def test_equal_time_follows_the_chain_of_rows_to_its_end(file: Path) -> None:
+    rows = yaml.safe_load(file.read_text())["rows"]
+    rows[1]["against"] = "+ better"
+    rows[2]["against"] = "+ better"
+    result = run(file, f"rows={json.dumps(rows)}", "equal=time")
+    assert row(result, "+ better", "time")["difference"] is None
+    assert {seed["steps"] for seed in row(result, "slow", "time")["seeds"]} == {32}  # 13 s of 40 s, of 100 steps
+    rows[1]["against"] = "base"
+    result = run(file, f"rows={json.dumps(rows)}", "equal=time")
+    assert {seed["steps"] for seed in row(result, "slow", "time")["seeds"]} == {25}
 
 
 def test_rows_that_did_not_start_alike_are_refused(file: Path) -> None:
@@ -242,7 +246,8 @@ def test_rows_that_did_not_start_alike_are_refused(file: Path) -> None:
     [
         ("seeds=[1, 1]", "the same one twice"),
         ("rows.1.name=Base", "differs from the others"),
-        ("rows.1.against=nobody", "is against 'nobody', which is no row"),
+        ("rows.1.against=nobody", "is against 'nobody', which is no row before it"),
+        ("rows.0.against=slow", "is against 'slow', which is no row before it"),
         ("rows.1.distill={stagse: 1}", r"row '\+ better' of study 'three': .*unknown key 'distill.stagse'"),
         ("split=train", "Input should be 'validation' or 'test'"),
     ],
@@ -266,6 +271,7 @@ def test_the_shipped_studies_are_complete(path: Path, monkeypatch: pytest.Monkey
 def test_real_rows_of_a_seed_share_weights_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.tiny import save_random_checkpoint
 
+    monkeypatch.setattr(pool, "run", fake_study.run)  # evaluations in this process, which has torch
     monkeypatch.chdir(ROOT)
     teacher = save_random_checkpoint(tmp_path / "teacher")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

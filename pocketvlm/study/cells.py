@@ -31,7 +31,6 @@ class Cell:
         config: the run of which training and evaluation are done.
         folder: where.
         kind: what it is for, beside the comparison at equal steps.
-        timed: its wall time decides how long other rows train, so it is never taken up in the middle.
     """
 
     row: str
@@ -39,7 +38,6 @@ class Cell:
     config: RunConfig
     folder: Path
     kind: str = ""
-    timed: bool = False
 
     @property
     def title(self) -> str:
@@ -78,9 +76,7 @@ def tuning_cells(study: StudyConfig, out: Path) -> dict[tuple[str, float], list[
         for factor in study.tuning.factors if study.tuning else []:
             folder = out / "tuning" / f"{slug(row.name)}-x{factor}"
             cells[row.name, factor] = [
-                Cell(
-                    row.name, seed, rated(study.run_of(row, seed), factor), folder / f"seed-{seed}", f"rate x {factor}"
-                )
+                Cell(row.name, seed, rated(study.run_of(row, seed), factor), folder / f"seed-{seed}", f"x {factor}")
                 for seed in (study.tuning.seeds if study.tuning else [])
             ]
     return cells
@@ -89,25 +85,23 @@ def tuning_cells(study: StudyConfig, out: Path) -> dict[tuple[str, float], list[
 def equal_steps(study: StudyConfig, out: Path, factors: Mapping[str, float]) -> list[Cell]:
     """The comparison in which every row trains for the steps of its configuration.
 
-    Where only equal time is asked for, these are the rows that others are compared with, and one timed seed of each.
+    Where only equal time is asked for, these are the rows whose time others get, and one seed of each for its time.
     """
-    references = {study.against(row) for row in study.rows}
     return [
         Cell(
             row.name,
             seed,
             rated(study.run_of(row, seed), factors[row.name]),
             out / "steps" / slug(row.name) / f"seed-{seed}",
-            timed=study.equal != "steps" and seed == study.seeds[0],
         )
         for row in study.rows
         for seed in study.seeds
-        if study.equal != "time" or row.name in references or seed == study.seeds[0]
+        if study.equal != "time" or study.reference(row) is row or seed == study.seeds[0]
     ]
 
 
 def equal_time(study: StudyConfig, out: Path, factors: Mapping[str, float], trained: Iterable[Cell]) -> list[Cell]:
-    """The comparison in which every row trains as long as the row it is compared with.
+    """The comparison in which every row trains as long as its reference row (the first, as a rule).
 
     Args:
         study: the study.
@@ -116,19 +110,17 @@ def equal_time(study: StudyConfig, out: Path, factors: Mapping[str, float], trai
         trained: the cells of `equal_steps` whose training ended well; the reference rows' are taken over.
     """
     by_place = {(cell.row, cell.seed): cell for cell in trained}
-    first, cells = study.seeds[0], []
+    cells: list[Cell] = []
     for row in study.rows:
-        other = study.against(row)
-        pilot, reference = by_place.get((row.name, first)), by_place.get((other, first))
-        for seed in study.seeds:
-            own = by_place.get((row.name, seed))
-            if row.name == other:
-                cells += [own] if own else []
-            elif pilot and reference:
-                ratio = reference.history()["seconds"] / pilot.history()["seconds"]
-                config = lengthened(rated(study.run_of(row, seed), factors[row.name]), ratio)
-                folder = out / "time" / slug(row.name) / f"seed-{seed}"
-                cells.append(Cell(row.name, seed, config, folder, "equal time"))
+        reference = study.reference(row)
+        if reference is row:
+            cells += [by_place[row.name, seed] for seed in study.seeds if (row.name, seed) in by_place]
+            continue
+        timed = [by_place.get((name, study.seeds[0])) for name in (row.name, reference.name)]
+        seconds: list[float] = [cell.history()["seconds"] for cell in timed if cell]
+        for seed in study.seeds if len(seconds) == 2 else []:
+            config = lengthened(rated(study.run_of(row, seed), factors[row.name]), seconds[1] / seconds[0])
+            cells.append(Cell(row.name, seed, config, out / "time" / slug(row.name) / f"seed-{seed}", "equal time"))
     return cells
 
 
@@ -139,8 +131,15 @@ def rated(run: RunConfig, factor: float) -> RunConfig:
 
 
 def lengthened(run: RunConfig, ratio: float) -> RunConfig:
-    """The same run with every stage's steps multiplied, at least one step each."""
-    return _with_stages(run, lambda stage: {"steps": max(1, round(stage.steps * ratio))})
+    """The same run with every stage's length multiplied, at least one step each."""
+
+    def longer(stage: Stage) -> dict[str, Any]:
+        if stage.steps is not None:
+            return {"steps": max(1, round(stage.steps * ratio))}
+        assert stage.epochs is not None  # a stage has steps or epochs
+        return {"epochs": stage.epochs * ratio}
+
+    return _with_stages(run, longer)
 
 
 def _with_stages(run: RunConfig, changes: Callable[[Stage], dict[str, Any]]) -> RunConfig:

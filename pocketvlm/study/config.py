@@ -20,7 +20,13 @@ Changes = dict[str, Any]  # key below `distill`, dotted (stages.1.steps), -> its
 
 
 class Row(Config):
-    """One row: what it changes, and which row it is compared with (None: the first)."""
+    """One row.
+
+    Attributes:
+        name: what table and figure call it.
+        distill: what it changes.
+        against: the row before it that it is compared with (None: the first); its own name: it only serves others.
+    """
 
     name: str
     distill: Changes = {}
@@ -74,8 +80,9 @@ class StudyConfig(Config):
         for row, folder in zip(self.rows, folders, strict=True):
             if not folder or folders.count(folder) > 1:
                 raise ValueError(f"row {row.name!r}: give it a name that differs from the others in a letter or digit")
-            if row.against is not None and row.against not in self.names:
-                raise ValueError(f"row {row.name!r} is against {row.against!r}, which is no row; {self.names} are")
+            known = self.names[: self.names.index(row.name) + 1]
+            if row.against is not None and row.against not in known:
+                raise ValueError(f"row {row.name!r} is against {row.against!r}, which is no row before it: {known}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: the same one twice is no second measurement")
         return self
@@ -86,8 +93,13 @@ class StudyConfig(Config):
         return [row.name for row in self.rows]
 
     def against(self, row: Row) -> str:
-        """Name of the row that `row` is compared with; its own for the first."""
+        """Name of the row that `row` is compared with; its own where it is with none."""
         return row.against or self.rows[0].name
+
+    def reference(self, row: Row) -> Row:
+        """The row whose wall time `row` gets: the one at the end of the chain of rows it is compared with."""
+        other = self.rows[self.names.index(self.against(row))]
+        return row if other is row else self.reference(other)
 
     def run_of(self, row: Row, seed: int) -> RunConfig:
         """The run that trains and evaluates one row with one seed.

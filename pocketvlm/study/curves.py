@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import FuncFormatter
+
 import device_bench.report
 from device_bench.report.svg import COLOURS, drawing
 
@@ -36,6 +38,8 @@ def draw(comparison: Comparison, rows: Sequence[str]) -> str:
             means = [statistics.fmean(v) for v in values]
             chart.axes.plot(steps, means, color=colour, linestyle=dash, linewidth=1.5, label=row)
         chart.axes.set_yscale("log")
+        for level in (chart.axes.yaxis.set_major_formatter, chart.axes.yaxis.set_minor_formatter):
+            level(FuncFormatter(lambda value, _: f"{value:g}"))
         chart.axes.grid(axis="y")
         chart.axes.tick_params(which="both", length=0)
         chart.axes.set_xlabel(f"step (mean of {_WINDOW} probes; band: all seeds)")

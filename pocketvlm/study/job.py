@@ -1,4 +1,4 @@
-"""The process that trains or evaluates one cell: `python -m pocketvlm.study.job FOLDER train|fresh|validation|test`.
+"""The process that trains or evaluates one cell: `python -m pocketvlm.study.job FOLDER train|validation|test`.
 
 Says where it is in JSON lines on standard output, and ends when its standard input does: with the study's process.
 """
@@ -23,17 +23,13 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def work(folder: Path, task: str) -> None:
-    """Do one task of the cell in `folder`; `fresh` is `train` without taking up what an interrupted training left."""
+    """Do one task of the cell in `folder`."""
     config = RunConfig.load(folder / CONFIG)
     cell = Cell(config.name, config.distill.seed, config, folder)
     split = next((split for split in SPLITS if split == task), None)
     step = cell.evaluation(split) if split else cell.training()
     with locked(folder):
-        ledger = Ledger(folder)
-        if task == "fresh":
-            for product in step.products:
-                ledger.discard(product)
-        ledger.build(step, lambda fraction, message: say(fraction=fraction, message=message))
+        Ledger(folder).build(step, lambda fraction, message: say(fraction=fraction, message=message))
 
 
 def say(**event: object) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,8 +48,7 @@ def pending(cells: Iterable[Cell], task: str, step_of: Callable[[Cell], Step]) -
         why = next((reason for product in step.products if (reason := ledger.why(product))), None)
         if why:
             cell.prepare()
-            name = "fresh" if task == "train" and cell.timed else task
-            jobs.append(Job(cell, name, why, ledger.expected_s(step)))
+            jobs.append(Job(cell, task, why, ledger.expected_s(step)))
     return jobs
 
 
@@ -59,6 +59,7 @@ def run(jobs: list[Job], parallel: int, threads: int, quiet: bool) -> dict[Cell,
         Cell -> what went wrong.
     """
     waiting, running, failures = deque(jobs), dict[Job, subprocess.Popen[str]](), dict[Cell, str]()
+    begun: dict[Job, float] = {}
     events: Queue[Event] = Queue()
     with Progress(quiet) as progress:
         progress.start({job.cell.title: job.expected_s / parallel for job in jobs})
@@ -67,13 +68,14 @@ def run(jobs: list[Job], parallel: int, threads: int, quiet: bool) -> dict[Cell,
                 while waiting and len(running) < parallel:
                     job = waiting.popleft()
                     progress.begin(job.cell.title, job.why)
+                    begun[job] = time.monotonic()
                     running[job] = _start(job, threads, events)
                 job, event = events.get()
                 if event is None:
                     code = running.pop(job).wait()
                     if code and job.cell not in failures:
                         failures[job.cell] = f"ended with code {code}.\n{_tail(job)}Log: {job.cell.folder / LOG}"
-                    progress.end(_outcome(job, failures.get(job.cell)))
+                    progress.end(_outcome(job, time.monotonic() - begun[job], failures.get(job.cell)))
                 elif "failed" in event:
                     failures[job.cell] = event["failed"]
                 else:
@@ -84,10 +86,10 @@ def run(jobs: list[Job], parallel: int, threads: int, quiet: bool) -> dict[Cell,
     return failures
 
 
-def _outcome(job: Job, failure: str | None) -> Outcome:
+def _outcome(job: Job, seconds: float, failure: str | None) -> Outcome:
     if failure:
-        return Outcome(job.cell.title, "failed", failure.splitlines()[0], None)
-    return Outcome(job.cell.title, "built", job.why, None)
+        return Outcome(job.cell.title, "failed", failure.splitlines()[0], seconds)
+    return Outcome(job.cell.title, "built", job.why, seconds)
 
 
 def _start(job: Job, threads: int, events: Queue[Event]) -> subprocess.Popen[str]:

@@ -117,9 +117,9 @@ def check_shared_start(trained: list[Cell]) -> None:
     first: dict[str, tuple[Cell, float]] = {}
     for cell in trained:
         run = cell.config.distill
+        same = run.model_dump(mode="json", include={"student", "teacher", "vision", "precision"})
         data = [(stage.data.model_dump(mode="json"), stage.batch_size) for stage in run.stages]
-        student = run.student if isinstance(run.student, str) else run.student.model_dump()
-        key = json.dumps([cell.seed, student, run.teacher, run.vision, run.bf16, data])
+        key = json.dumps([cell.seed, same, data])
         value = cell.history()["rows"][0]["terms"]["sup"]["value"]
         other, expected = first.setdefault(key, (cell, value))
         if abs(value - expected) > SHARED_START * abs(expected):
