@@ -1,37 +1,14 @@
 """Configuration of distillation: models, data, the terms of the loss (distill/terms.py), and the stages."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from distill.data import Data
 from distill.terms import AttentionTerm, Count, Index, LogitsTerm, NotNegative, Positive, VisionTerm
 from vlm.config import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-SCENE_TEMPLATES = {"scene_captions": "plain", "scene_conversations": "v1"}
-
-
-class Data(Config):
-    """Training data of a stage: built-in scenes, or LLaVA-format records with images in a folder."""
-
-    kind: Literal["scene_captions", "scene_conversations", "llava"]
-    start: Index = 0  # seed of the first scene
-    count: Index = 0  # number of scenes
-    records: str | None = None
-    images: str | None = None
-    template: Literal["plain", "v1"] | None = None  # None: the scenes' own, v1 for llava
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Data":
-        if self.kind == "llava" and not (self.records and self.images):
-            raise ValueError("data of kind llava needs `records` (a .json or .jsonl file) and `images` (a folder)")
-        if self.kind != "llava" and self.count < 1:
-            raise ValueError(f"data of kind {self.kind} needs `count`, the number of scenes")
-        own = SCENE_TEMPLATES.get(self.kind)
-        if own and self.template not in (None, own):
-            raise ValueError(f"data of kind {self.kind} has the template {own}, not {self.template}: leave it out")
-        return self
 
 
 class Stage(Config):

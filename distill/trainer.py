@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from distill.balance import probe, stop_if_dead
+from distill.batches import sampler_for
 from distill.config import DistillConfig, Stage
 from distill.history import rows_of
 from distill.model import AlignKD
@@ -32,6 +34,12 @@ class DistillTrainer(Trainer):
         super().__init__(model=module, **kwargs)
         self.remove_callback(PrinterCallback)  # stdout belongs to ProgressLines
         self.module, self.config, self.stage, self.done, self.total = module, config, stage, done, total
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """The order that the stage's data ask for (distill.batches), else the Trainer's own."""
+        batches_per_step = self.args.world_size * self.args.gradient_accumulation_steps
+        own = sampler_for(self.train_dataset, self.args.train_batch_size, batches_per_step, self.config.seed)
+        return super()._get_train_sampler(train_dataset) if own is None else own
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the projector and the adapters at the projector's learning rate."""

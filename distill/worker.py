@@ -15,7 +15,8 @@ from distill.build import build
 from distill.config import DistillConfig, Stage
 from distill.history import rows_of
 from distill.model import AlignKD
-from distill.rows import Rows, too_long_report
+from distill.quarantine import Quarantine
+from distill.rows import Rows
 from distill.trainer import DistillTrainer, ProgressLines, training_arguments
 from vlm.data.collator import Encoder
 from vlm.errors import UserError
@@ -37,7 +38,7 @@ def train(config: DistillConfig, out: Path) -> None:
         total = sum(stage.steps for stage in config.stages)
         for stage in config.stages:
             rows += rows_of(train_stage(module, config, stage, encoder, work, done, total), stage.name, done)
-            left_out += too_long_report(stage.name, _too_long(work, stage), encoder.max_length)
+            left_out += _quarantine(work, stage).report()
             done += stage.steps
         save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
         history = {
@@ -65,7 +66,7 @@ def train_stage(
         return list(json.loads(log.read_text()))
     checkpoints = work / stage.name
     work.mkdir(exist_ok=True)
-    rows = Rows(stage, encoder, _too_long(work, stage))
+    rows = Rows(stage, encoder, _quarantine(work, stage))
     trainer = DistillTrainer(
         module,
         config,
@@ -83,9 +84,9 @@ def train_stage(
     return list(trainer.state.log_history)
 
 
-def _too_long(work: Path, stage: Stage) -> Path:
-    """Where a stage notes the records that lost turns."""
-    return work / f"{stage.name}.too_long"
+def _quarantine(work: Path, stage: Stage) -> Quarantine:
+    """The list of what a stage cannot use; it stays in the finished folder."""
+    return Quarantine(work.parent / "quarantine", stage.name)
 
 
 def _last_complete(checkpoints: Path) -> str | None:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from distill import worker
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.rows import Rows, too_long_report
+from distill.quarantine import Quarantine
+from distill.rows import Rows
 from distill.trainer import ProgressLines
 from tests.tiny import save_random_checkpoint
 from vlm.data.collator import IGNORE
@@ -143,12 +144,16 @@ def _llava(folder: Path, records: list[tuple[bool, str, str]], template: str) ->
     """A stage of (with image?, question, answer) records."""
     Image.new("RGB", (96, 96), (200, 30, 30)).save(folder / "red.png")
     rows = [
-        {"id": "same", "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+        {
+            "id": "same",
+            "conversations": [{"from": "human", "value": "<image>\n" * image + q}, {"from": "gpt", "value": a}],
+        }
         | ({"image": "red.png"} if image else {})
         for image, q, a in records
     ]
     (folder / "records.json").write_text(json.dumps(rows))
     data = {"kind": "llava", "records": str(folder / "records.json"), "images": str(folder), "template": template}
+    data["cache"] = str(folder / "cache")
     return Stage(name="s", data=data, steps=1, batch_size=2, learning_rate=1e-3)
 
 
@@ -159,7 +164,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_padding_changes_nothing(
 ) -> None:
     module, _, encoder = build(_config(teacher, **FIXED))
     long, short = (image, "what is in the middle of the picture", "a small red circle"), (image, "what", "red")
-    rows = Rows(_llava(tmp_path, [long, short], template), encoder, tmp_path / "too_long")
+    rows = Rows(_llava(tmp_path, [long, short], template), encoder, Quarantine(tmp_path, "s"))
     together, *alone = (module(**rows.batch(items)) for items in ([rows[0], rows[1]], [rows[0]], [rows[1]]))
     weights = {"sup": 1.0, "attention": 0.5, "vision": 2.0, "logits": 3.0}
     terms = {name: float(value.detach()) for name, value in together["terms"].items()}
@@ -174,22 +179,6 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_padding_changes_nothing(
     together["loss"].backward()
     gradients = [p.grad for p in module.student_parameters() if p.grad is not None]
     assert gradients and all(bool(g.isfinite().all()) for g in gradients)
-
-
-def test_turns_that_are_too_long_are_counted_once_and_said(teacher: Path, tmp_path: Path) -> None:
-    _, _, encoder = build(_config(teacher))
-    long = "what is in the middle " * 200
-    stage = _llava(tmp_path, [(True, long, "red"), (True, "what", "red")], "v1")
-    file = tmp_path / "too_long"
-    rows = Rows(stage, encoder, file)
-    batch = rows.batch([rows[0], rows[1], rows[0]])
-    assert batch["keys"] == [("s", 1)] and len(batch["images"]) == 1
-    rows = Rows(stage, encoder, file)  # as after an interruption
-    assert rows[0][1].turns == []
-    (sentence,) = too_long_report("s", file, encoder.max_length)
-    assert sentence.startswith("Stage s: 1 turns of 1 records were left out") and "512 tokens" in sentence
-    with pytest.raises(UserError, match=r"record 'same' needs \d{3,} tokens .* context holds 512"):
-        rows.batch([rows[0]])
 
 
 def test_teacher_and_student_that_do_not_fit_are_refused(teacher: Path, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ class Tokenizer:
         """Return the ids of `text`, no special tokens added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def identity(self) -> str:
+        """Return a text that differs if any id could differ: the whole tokenizer."""
+        return str(self._tokenizer.to_str())
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -1,0 +1,69 @@
+"""Training on LLaVA-format data: grouped or packed, a killed and resumed run sees the batches of the straight one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import worker
+from distill.config import DistillConfig
+from distill.model import AlignKD
+from distill.trainer import ProgressLines
+from tests.llava_data import record, write
+from tests.tiny import save_random_checkpoint
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint, teacher and student."""
+    return save_random_checkpoint(tmp_path_factory.mktemp("teacher") / "checkpoint")
+
+
+def _config(teacher: Path, data: Path, batching: str) -> DistillConfig:
+    source = {"kind": "llava", "records": str(data / "records.jsonl"), "images": str(data), "batching": batching}
+    source |= {"cache": str(data / "cache"), "max_broken": 0.2, "max_length": 400}
+    stage = {"name": "s", "data": source, "steps": 8, "batch_size": 2, "learning_rate": 1e-3}
+    terms: dict = {"attention": {}, "vision_tokens": {}}
+    tree = {"teacher": str(teacher), "student": str(teacher), "stages": [stage], "checkpoint_steps": 2, **terms}
+    return DistillConfig.parse({**tree, "stop_dead_terms": False}, "test")
+
+
+@pytest.mark.parametrize("batching", ["grouped", "packed"])
+def test_a_resumed_run_goes_on_with_the_straight_runs_batches(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+) -> None:
+    rows = [record(number, "red " * (number % 4 + 1), images=number % 3 != 0) for number in range(9)]
+    write(tmp_path, rows, broken=("4-0.png",))
+    config = _config(teacher, tmp_path, batching)
+    seen: dict[str, list] = {"straight": [], "resumed": []}
+    plain_forward, plain_step = AlignKD.forward, ProgressLines.on_step_end
+
+    def watch(name: str) -> None:
+        def forward(self: AlignKD, **batch: Any) -> dict:
+            seen[name].append(batch["keys"])
+            return plain_forward(self, **batch)
+
+        monkeypatch.setattr(AlignKD, "forward", forward)
+
+    def interrupt(self: ProgressLines, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+        plain_step(self, args, state, control, **kwargs)
+
+    watch("straight")
+    worker.train(config, tmp_path / "straight")
+    watch("resumed")
+    monkeypatch.setattr(ProgressLines, "on_step_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        worker.train(config, tmp_path / "resumed")
+    monkeypatch.setattr(ProgressLines, "on_step_end", plain_step)
+    worker.train(config, tmp_path / "resumed")
+
+    assert len(seen["straight"]) == 8
+    assert seen["resumed"] == seen["straight"][:7] + seen["straight"][6:]  # the last checkpoint was of step 6
+    for name in seen:
+        (line,) = (text for text in (tmp_path / name / "quarantine/s/0.jsonl").read_text().split("\n") if text)
+        assert json.loads(line)["id"] == "r4"
+        reports = json.loads((tmp_path / name / "history.json").read_text())["reports"]
+        assert any("Stage s: 1 records are broken" in sentence for sentence in reports)

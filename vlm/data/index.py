@@ -1,0 +1,192 @@
+"""A records file of any size, read one record at a time: where each record lies is found once and kept on disk."""
+
+import fcntl
+import hashlib
+import io
+import json
+import mmap
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.errors import UserError
+
+Progress = Callable[[float], None]  # share done, from 0 to 1
+
+VERSION = 1  # of what stands in a cache folder; another number builds it anew
+HEAD = 1 << 16  # bytes at either end of a file that identify it, beside size and time of change
+CHUNK = 1 << 24
+NEWLINE, QUOTE, COMMA = ord("\n"), ord('"'), ord(",")
+OPEN, CLOSE = frozenset(b"[{"), frozenset(b"]}")
+# A whole string, or a character that tells where an element of a list begins or ends.
+TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
+BLANK = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
+
+
+class BrokenRecord(Exception):
+    """A record that cannot be used; the message is the reason that goes to the quarantine list."""
+
+
+class RecordFile(Sequence[Any]):
+    """The records of a .jsonl file (one a line) or of any other file that is one JSON list; each is parsed when read.
+
+    The ranges of bytes are mapped into memory, not loaded: 16 bytes a record on disk, none in the process.
+
+    Args:
+        path: the file.
+        cache: folder of indices; this file's lies in a folder of its own, built at the first use.
+        progress: called with the share of the file that has been read while the index is built.
+    Raises:
+        UserError: the file is missing, is no list of records, or is cut off.
+    """
+
+    def __init__(self, path: Path, cache: Path, progress: Progress | None = None) -> None:
+        if not path.is_file():
+            raise UserError(f"{path}: no such data file. Correct `records` of the stage's data.")
+        self.path = path
+        self.stamp = _stamp(path)
+        self.folder = cache / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+        with locked(self.folder):
+            if not self._is_current():
+                self._build(progress)
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        """Parse one record; raises BrokenRecord if its bytes are not JSON."""
+        start, end = (int(place) for place in self._ranges[index])
+        with self.path.open("rb") as file:  # opened anew: safe in forked and spawned data workers
+            file.seek(start)
+            text = file.read(end - start)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BrokenRecord(f"not JSON ({error})") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ranges"}
+
+    @cached_property
+    def _ranges(self) -> np.ndarray:
+        """First byte and the one after the last of each record, int64 [n, 2]."""
+        ranges: np.ndarray = np.load(self.folder / "ranges.npy", mmap_mode="r")
+        return ranges
+
+    def _is_current(self) -> bool:
+        try:
+            return bool(json.loads((self.folder / "stamp.json").read_text()) == self.stamp)
+        except (OSError, ValueError):
+            return False
+
+    def _build(self, progress: Progress | None) -> None:
+        places = array("q")
+        if self.stamp["size"]:  # an empty file cannot be mapped
+            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                scan = _lines if self.path.suffix == ".jsonl" else _elements
+                for place in scan(data, self.path, progress or (lambda share: None)):
+                    places.extend(place)
+        elif self.path.suffix != ".jsonl":
+            raise _no_list(self.path, "nothing")
+        (self.folder / "stamp.json").unlink(missing_ok=True)  # written last: an index with a stamp is whole
+        save_array(self.folder / "ranges.npy", np.frombuffer(places, dtype=np.int64).reshape(-1, 2))
+        replace(self.folder / "stamp.json", json.dumps(self.stamp, indent=1).encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, so that of several processes one builds; a killed one leaves no lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an array as .npy so that a reader sees the old file or the new one, never a part."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    replace(path, buffer.getvalue())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file under another name and rename it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """What tells whether a file is the one that was indexed."""
+    status = path.stat()
+    with path.open("rb") as file:
+        ends = file.read(HEAD)
+        file.seek(max(0, status.st_size - HEAD))
+        ends += file.read(HEAD)
+    digest = hashlib.sha256(ends).hexdigest()
+    return {"version": VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ends_sha256": digest}
+
+
+def _lines(data: mmap.mmap, path: Path, progress: Progress) -> Iterator[tuple[int, int]]:
+    """Ranges of the lines that are not blank; only a line feed ends a line: JSON strings may hold U+2028."""
+    start = 0
+    for chunk in range(0, len(data), CHUNK):
+        block = np.frombuffer(data[chunk : chunk + CHUNK], dtype=np.uint8)
+        for end in (np.flatnonzero(block == NEWLINE) + chunk).tolist():
+            if data[start:end].strip():
+                yield start, end
+            start = end + 1
+        progress(min(1.0, (chunk + CHUNK) / len(data)))
+    if data[start:].strip():
+        yield start, len(data)
+
+
+def _elements(data: mmap.mmap, path: Path, progress: Progress) -> Iterator[tuple[int, int]]:
+    """Ranges of the elements of the one list in a file, without parsing what is in them."""
+    begin = BLANK.match(data).end()  # type: ignore[union-attr]  # matches nothing, too
+    if data[begin : begin + 1] != b"[":
+        raise _no_list(path, _kind(data[begin : begin + 1]))
+    depth, start, shown = 0, begin + 1, begin
+    for token in TOKEN.finditer(data, begin):
+        place = token.start()
+        kind = data[place]
+        if kind == QUOTE:
+            continue
+        if kind in OPEN:
+            depth += 1
+        elif kind in CLOSE:
+            depth -= 1
+        if depth == 0 or (depth == 1 and kind == COMMA):
+            if kind == COMMA or data[start:place].strip():  # a list may end without an element
+                yield start, place
+            start = place + 1
+        if depth == 0:
+            break
+        if place - shown > CHUNK:
+            shown = place
+            progress(place / len(data))
+    if depth or data[start:].strip():
+        what = "it ends within a record: it was cut off" if depth else "something follows the list"
+        raise UserError(
+            f"{path}: not JSON ({what}). A .jsonl file has one record a line, any other is one list of records; "
+            "repair the file or copy it again."
+        )
+
+
+def _kind(first: bytes) -> str:
+    names = {b"{": "an object (dict)", b'"': "a string", b"": "nothing"}
+    return names.get(first, f"{first.decode(errors='replace')!r}")
+
+
+def _no_list(path: Path, found: str) -> UserError:
+    return UserError(
+        f"{path}: a list of records was expected, found {found}. Put the records into one list, "
+        "or name a file with one record a line .jsonl."
+    )
