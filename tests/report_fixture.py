@@ -74,7 +74,7 @@ def answer(asked: list[BenchQuestion], share: float, seed: str) -> list[Sample]:
         grade(
             question,
             str(question.truth) if rng.random() < share else rng.choice(wrong[question.family, question.kind]),
-            4.0,
+            ms=4.0,
         )
         for question in asked
     ]
