@@ -7,6 +7,7 @@ w = (q - zero_point) * scale (onnxruntime/docs/ContribOperators.md).
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -125,23 +126,28 @@ def quantize(model: onnx.ModelProto, bits: int, accuracy_level: int) -> None:
         matrix = to_array(tensors[name]).T if is_matmul else to_array(tensors[name])  # [rows, columns]
         if name not in done:
             done[name] = _pack(name, quantize_blocks(np.ascontiguousarray(matrix), bits), bits, is_matmul)
-        codes, scales, zero_points = (tensor.name for tensor in done[name])
-        if is_matmul:
-            inputs = [node.input[0], codes, scales, zero_points]
-            settings = {"K": matrix.shape[1], "N": matrix.shape[0], "accuracy_level": accuracy_level}
-            kind = "MatMulNBits"
-        else:
-            inputs = [codes, node.input[1], scales, zero_points]
-            settings = {"gather_axis": 0, "quantize_axis": 1}
-            kind = "GatherBlockQuantized"
-        nodes.append(
-            make_node(kind, inputs, node.output, node.name, domain=DOMAIN, bits=bits, block_size=BLOCK, **settings)
-        )
+        packed = [tensor.name for tensor in done[name]]
+        nodes.append(_quantized_node(node, packed, matrix.shape, bits, accuracy_level))
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in done]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([*kept, *(tensor for tensors in done.values() for tensor in tensors)])
     model.opset_import.append(make_opsetid(DOMAIN, 1))
+
+
+def _quantized_node(
+    node: onnx.NodeProto, packed: list[str], shape: tuple[int, ...], bits: int, accuracy_level: int
+) -> onnx.NodeProto:
+    """The node that does the same with a packed matrix: names of codes, scales, zero points; shape [rows, columns]."""
+    codes, scales, zero_points = packed
+    settings: dict[str, Any] = {"domain": DOMAIN, "bits": bits, "block_size": BLOCK}
+    if node.op_type == "MatMul":
+        inputs = [node.input[0], codes, scales, zero_points]
+        settings |= {"K": shape[1], "N": shape[0], "accuracy_level": accuracy_level}
+        return make_node("MatMulNBits", inputs, node.output, node.name, **settings)
+    inputs = [codes, node.input[1], scales, zero_points]
+    settings |= {"gather_axis": 0, "quantize_axis": 1}
+    return make_node("GatherBlockQuantized", inputs, node.output, node.name, **settings)
 
 
 def read_quantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -31,12 +31,7 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
         UserError: a folder does not exist, holds neither artifacts nor results, or a file in it is broken.
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder. Expected runs/<name> or the output folder of pocketvlm bench.")
-    names = [folder.resolve().name for folder in folders]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two folders are named {doubled[0]!r}, a reader could not tell them apart. Rename one.")
+    _check(folders)
     main = next((folder for folder in folders if (folder / "student").is_dir()), folders[0])
     selected = {folder: select(folder) for folder in folders}
     artifacts = [record for folder in folders for record in artifact_records(folder, selected[folder])]
@@ -55,6 +50,15 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
     report |= _gate(main, report["run"]["created"]) if gate is None else {"gate": gate, "reasons": {}}
     report["verdicts"] = verdicts(report)
     return report
+
+
+def _check(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder. Expected runs/<name> or the output folder of pocketvlm bench.")
+    names = [folder.resolve().name for folder in folders]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two folders are named {doubled[0]!r}, a reader could not tell them apart. Rename one.")
 
 
 def _gate(folder: Path, created: str | None) -> Tree:

@@ -57,16 +57,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
     """
-    model = copy.deepcopy(checkpoint.model)
-    # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
-    model.set_attn_implementation("eager")
-    vision, decoder = VisionEncoder(model).eval(), CachedDecoder(model, context_length).eval()
-    embedding: nn.Module = TokenEmbedding(model)
-    if precision == "8da4w":
-        quantize_(decoder, INT4, lambda module, _: isinstance(module, nn.Linear) and not _is_ragged(module))
-        quantize_(decoder, INT8, lambda module, _: isinstance(module, nn.Linear) and _is_ragged(module))
-        embedding = ByteEmbedding(model.get_input_embeddings().weight.detach())
-    programs = _trace(checkpoint, vision, embedding, decoder, context_length)
+    programs = _trace(checkpoint, *_modules(checkpoint, precision, context_length), context_length)
     edge = to_edge_transform_and_lower(
         programs,
         partitioner={method: [XnnpackPartitioner()] for method in programs},
@@ -76,15 +67,12 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
     with (folder / MODEL).open("wb") as file:
         program.write_to_file(file)
-    if precision == "8da4w":
-        ragged = [name for name, layer in Decoder(model, 1).named_modules() if _is_ragged(layer)]
-        notes = (
-            [ROUNDED, f"8-bit weights, rows being no multiple of {GROUP}: {', '.join(ragged)}."]
-            if ragged
-            else [ROUNDED]
-        )
-        return Written(Precision(vision="fp32", projector="fp32", embedding="int8", decoder="8da4w"), {}, notes)
-    return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {})
+    if precision == "fp32":
+        return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {})
+    ragged = [name for name, layer in Decoder(checkpoint.model, 1).named_modules() if _is_ragged(layer)]
+    notes = [f"8-bit weights, rows being no multiple of {GROUP}: {', '.join(ragged)}."] if ragged else []
+    precisions = Precision(vision="fp32", projector="fp32", embedding="int8", decoder="8da4w")
+    return Written(precisions, {}, [ROUNDED, *notes])
 
 
 def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor] | None:
@@ -109,6 +97,19 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
     if sources:
         raise CheckFailed(f"{folder / MODEL}: text_decoder keeps {len(sources)} linears unquantized.")
     return weights
+
+
+def _modules(checkpoint: Checkpoint, precision: str, context_length: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Vision tower with projector, embedding and decoder of a copy of the model, with the weights of `precision`."""
+    model = copy.deepcopy(checkpoint.model)
+    # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
+    model.set_attn_implementation("eager")
+    vision, decoder = VisionEncoder(model).eval(), CachedDecoder(model, context_length).eval()
+    if precision == "fp32":
+        return vision, TokenEmbedding(model), decoder
+    quantize_(decoder, INT4, lambda module, _: isinstance(module, nn.Linear) and not _is_ragged(module))
+    quantize_(decoder, INT8, lambda module, _: isinstance(module, nn.Linear) and _is_ragged(module))
+    return vision, ByteEmbedding(model.get_input_embeddings().weight.detach()), decoder
 
 
 def _trace(
