@@ -59,13 +59,15 @@ def to_upstream(folder: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     names = {name: str(getattr(tokenizer, name)) for name in _NAMES}
     names["pad_token"] = names["unk_token"]  # as upstream trains
+    told = folder / "tokenizer_config.json"
+    legacy = json.loads(told.read_text()).get("legacy", False) if told.is_file() else False  # transformers 5's default
     config = {
         "tokenizer_class": "LlamaTokenizer",
         **names,
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "legacy": tokenizer.legacy,
+        "legacy": legacy,
         "model_max_length": 2048,
         "padding_side": "right",
     }
