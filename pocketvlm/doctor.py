@@ -26,6 +26,8 @@ PACKAGES = (
     ("transformers", "transformers", "torch", ALL_FORMATS),
     ("safetensors", "safetensors", "torch", ALL_FORMATS),
     ("sentencepiece", "sentencepiece", "torch", ()),
+    ("huggingface_hub", "huggingface_hub", "torch", ()),
+    ("filelock", "filelock", "torch", ()),
     ("accelerate", "accelerate", "distill", ()),
     ("deepspeed", "deepspeed", "distill", ()),
     ("onnx", "onnx", "export", ("onnx",)),
@@ -38,6 +40,7 @@ PACKAGES = (
     ("threadpoolctl", "threadpoolctl", "coreml", ("coreml",)),
     ("gguf", "gguf", "llamacpp", ("gguf",)),
     ("llama-cpp-python", "llama_cpp", "llamacpp", ("gguf",)),
+    ("pyarrow", "pyarrow", "eval", ()),
     ("pytest", "pytest", "test", ()),
     ("hypothesis", "hypothesis", "test", ()),
 )
