@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from distill.config import DistillConfig
 from pocketvlm import steps
 from pocketvlm.study import pool, reading
 from pocketvlm.study.config import StudyConfig, slug
@@ -269,9 +270,14 @@ def test_the_shipped_studies_are_complete(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_real_rows_of_a_seed_share_weights_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill import run, worker
     from tests.tiny import save_random_checkpoint
 
-    monkeypatch.setattr(pool, "run", fake_study.run)  # evaluations in this process, which has torch
+    def train(config: DistillConfig, run_dir: Path, on_progress: object) -> None:
+        worker.train(config, run_dir / "student")
+
+    monkeypatch.setattr(pool, "run", fake_study.run)  # all in this process, which has torch
+    monkeypatch.setattr(run, "run", train)
     monkeypatch.chdir(ROOT)
     teacher = save_random_checkpoint(tmp_path / "teacher")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
