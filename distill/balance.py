@@ -1,5 +1,6 @@
 """How the terms stand against each other: gradient norms, automatic weights, and terms that do nothing or collapsed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +16,21 @@ DEAD = 1e-12  # a gradient below this share of the cross-entropy's is none
 DEAD_PROBES = 3  # so many in a row stop the run
 OTHER_DISTANCE = {"attention": "cosine or kl", "logits": "forward_kl"}  # terms whose distance can be chosen
 
+Again = Callable[[], dict[str, Tensor]]
 Row = dict[str, dict[str, float]]  # term -> value, grad_norm, weight
 
 
-def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, float]:
+def gradient_norms(
+    terms: dict[str, Tensor], parameters: list[nn.Parameter], again: Again | None = None
+) -> dict[str, float]:
     """Norm of each term's gradient on the parameters; over several processes that of the mean gradient.
 
-    The graph is kept, so that the loss can still be differentiated.
+    Args:
+        terms: their graph is kept, so that the loss can still be differentiated.
+        parameters: of the student.
+        again: computes the terms once more; then each is differentiated in a graph of its own.
     """
-    return {name: _norm(value, parameters) for name, value in terms.items()}
+    return {name: _norm(again()[name] if again else value, parameters) for name, value in terms.items()}
 
 
 def _norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
@@ -36,7 +43,8 @@ def _norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
     total = torch.zeros((), device=value.device)
     for index, parameter in enumerate(parameters):  # in the parameters' order, the same in every process
         gradient = gradients[index]
-        mean = torch.zeros_like(parameter, dtype=torch.float32) if gradient is None else gradient.float()
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 holds the parameter itself in parts
+        mean = torch.zeros(shape, device=value.device) if gradient is None else gradient.float()
         gradients[index] = None
         torch.distributed.all_reduce(mean)
         total += (mean / processes()).square().sum()
@@ -49,18 +57,19 @@ def processes() -> int:
     return torch.distributed.get_world_size() if there else 1
 
 
-def probe(module: AlignKD, outputs: dict[str, Any], first: bool) -> dict[str, float]:
+def probe(module: AlignKD, outputs: dict[str, Any], first: bool, again: Again | None = None) -> dict[str, float]:
     """Measure the terms of a batch, set the automatic weights from it, and return what is logged.
 
     Args:
         module: what is trained.
         outputs: of its forward pass.
         first: the stage's first step: an automatic weight is taken as it is measured, not smoothed.
+        again: as in `gradient_norms`.
     Returns:
         probe_loss, and <term>_value, <term>_grad_norm, <term>_weight of each term that has something to say.
     """
     terms = outputs["terms"]
-    norms = gradient_norms(terms, module.student_parameters())
+    norms = gradient_norms(terms, module.student_parameters(), again)
     silent = _silent_everywhere(terms, outputs["silent"])
     row = {"probe_loss": _mean(outputs["loss"])}
     for name, value in terms.items():

@@ -1,45 +1,73 @@
 """From a configuration to what is trained: the student, the teacher it fits to, and the encoder of its records."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, LlavaForConditionalGeneration
 
+from distill.cache import MANIFEST, CachedTeacher
+from distill.cache_key import open_cache
 from distill.config import DistillConfig
 from distill.features import TowerFeatures
+from distill.lora import add_lora
 from distill.model import AlignKD
+from distill.pair import Facts, check_cached_tower, check_facts, check_towers, facts_of
+from distill.signals import TeacherSignals
 from distill.teacher import Teacher
 from vlm.data.collator import Encoder
-from vlm.errors import UserError
+from vlm.errors import UserError, install_hint
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
 from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config
 from vlm.tokenizer import Tokenizer
 
 FEATURES_KEPT = 8192  # images whose tower features stay in memory: 74 KB each at 576 patches of 64 numbers
+# Layers that stay as they are in a quantized teacher: their outputs or weights are read as they are.
+UNQUANTIZED = ["vision_tower", "multi_modal_projector", "lm_head"]
 
 
-def build(config: DistillConfig) -> tuple[AlignKD, Path, Encoder]:
+def build(config: DistillConfig, signals: TeacherSignals | None = None) -> tuple[AlignKD, Path, Encoder]:
     """Build module, tokenizer folder and encoder from a configuration.
 
+    Args:
+        config: the run.
+        signals: the teacher, if it is there already.
     Raises:
-        UserError: teacher and student do not fit together, or a layer whose attention is wanted does not exist.
+        UserError: teacher and student do not fit together, a layer whose attention is wanted does not exist, or the
+            cache of the teacher's outputs was made for something else.
     """
-    teacher = load_checkpoint(Path(config.teacher)) if config.teacher else None
+    torch.manual_seed(config.seed)
+    sized = not isinstance(config.student, str)
+    cached = config.cache is not None and (Path(config.cache.folder) / MANIFEST).is_file()
+    teacher = None
+    if config.teacher and (sized or not (signals or cached)):
+        teacher = load_teacher(config)
     student, tokenizer_folder, preprocessing = build_student(config, teacher)
-    if teacher:
-        check_pair(config, teacher, student, tokenizer_folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    max_length: int = student.config.text_config.max_position_embeddings
+    if signals is None and config.cache is not None and cached:
+        signals = open_cache(config, max_length)
+    if teacher:
+        theirs = facts_of(teacher.model, AutoTokenizer.from_pretrained(teacher.folder))
+        check_facts(config, theirs, facts_of(student, tokenizer))
+        check_towers(config, teacher.model, student)
+    if isinstance(signals, CachedTeacher):
+        check_facts(config, Facts(**signals.manifest["facts"]), facts_of(student, tokenizer))
+        check_cached_tower(config, signals, student)
+    if signals is None and teacher:
+        signals = Teacher(teacher.model)
+    prepare(config, student)
     encoder = Encoder(
         tokenizer=Tokenizer(tokenizer_folder / "tokenizer.json"),
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
         image_token_id=student.config.image_token_id,
         image_tokens=student.config.image_seq_length,
-        max_length=student.config.text_config.max_position_embeddings,
+        max_length=max_length,
     )
     tower = TowerFeatures(student, preprocessing, FEATURES_KEPT)
-    return AlignKD(student, Teacher(teacher.model) if teacher else None, config, tower), tokenizer_folder, encoder
+    return AlignKD(student, signals, config, tower), tokenizer_folder, encoder
 
 
 def build_student(
@@ -71,51 +99,39 @@ def build_student(
     return student, folder, preprocessing
 
 
-def check_pair(
-    config: DistillConfig, teacher: Checkpoint, student: LlavaForConditionalGeneration, tokenizer_folder: Path
-) -> None:
-    """See that one tower and one tokenizer serve teacher and student, and that the layers that are read exist.
+def load_teacher(config: DistillConfig) -> Checkpoint:
+    """The teacher; on a GPU in the run's precision, or in 8 or 4 bit.
 
     Raises:
-        UserError: names both values and what to do.
+        UserError: it cannot be loaded, or not in so few bits here.
     """
-    theirs, ours = _shared(teacher.model), _shared(student)
-    for what in theirs:
-        if theirs[what] != ours[what]:
-            raise _unlike(config, what, theirs[what], ours[what])
-    known, own = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (teacher.folder, tokenizer_folder))
-    for token in sorted(known.keys() | own.keys()):
-        if known.get(token) != own.get(token):
-            raise _unlike(config, f"the id of the token {token!r}", known.get(token), own.get(token))
-    if config.attention:
-        for key, model in (("teacher_layers", teacher.model), ("student_layers", student)):
-            count = model.config.text_config.num_hidden_layers
-            for layer in getattr(config.attention, key):
-                if not -count <= layer < count:
-                    raise UserError(
-                        f"attention.{key}: {layer} found, but that decoder has {count} layers. "
-                        f"Give numbers from 0 to {count - 1}, or from -1, the last, to -{count}."
-                    )
+    folder, gpu = Path(config.teacher or ""), torch.cuda.is_available()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+    if config.teacher_bits is None:
+        return load_checkpoint(folder, dtype if gpu else torch.float32)
+    if not gpu:
+        raise UserError(f"teacher_bits: {config.teacher_bits} found, but this machine has no GPU. Leave it out.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"teacher_bits: {config.teacher_bits} needs bitsandbytes, which is not installed: "
+            f"{install_hint('quantized')}"
+        )
+    from transformers import BitsAndBytesConfig
 
-
-def _shared(model: LlavaForConditionalGeneration) -> dict[str, int]:
-    """What teacher and student must have in common."""
-    config = model.config
-    return {
-        "image size": config.vision_config.image_size,
-        "patch size": config.vision_config.patch_size,
-        "width of the vision tower": config.vision_config.hidden_size,
-        "feature layer of the vision tower": config.vision_feature_layer,
-        "number of image tokens": config.image_seq_length,
-        "image token id": config.image_token_id,
-        "vocabulary size": config.text_config.vocab_size,
-    }
-
-
-def _unlike(config: DistillConfig, what: str, theirs: object, ours: object) -> UserError:
-    student = config.student if isinstance(config.student, str) else f"the student on {config.vision or config.teacher}"
-    return UserError(
-        f"{config.teacher} and {student} do not fit together: {what} is {theirs} of the teacher and {ours} of the "
-        "student. They share one vision tower and one tokenizer: choose a teacher and a student of the same family, or "
-        "give sizes as `student` and leave out `vision`, so that it takes over the teacher's."
+    four = config.teacher_bits == 4
+    settings = BitsAndBytesConfig(
+        load_in_4bit=four,
+        load_in_8bit=not four,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=UNQUANTIZED,
     )
+    return load_checkpoint(folder, dtype, settings)
+
+
+def prepare(config: DistillConfig, student: LlavaForConditionalGeneration) -> None:
+    """Set what trains and what is kept of the student's decoder."""
+    if config.lora:
+        add_lora(student, config.lora)
+    if config.gradient_checkpointing:
+        student.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,10 +1,11 @@
 """Configuration of distillation: models, data, the terms of the loss (distill/terms.py), and the stages."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distill.data import Data
+from distill.options import Cache, Lora, Zero
 from distill.terms import AttentionTerm, Count, Index, LogitsTerm, NotNegative, Positive, VisionTerm
 from vlm.config import Config
 
@@ -12,15 +13,35 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Stage(Config):
-    """One training stage: data, length and learning rates (cosine with linear warm-up)."""
+    """One training stage: data, length and learning rates (cosine with linear warm-up).
+
+    Attributes:
+        steps, epochs: length in optimiser steps, or in passes over the data.
+        batch_size: records (or packed rows) of one optimiser step, over all processes.
+        gradient_accumulation: parts in which each process goes through its share of a batch.
+        projector_learning_rate: of projector and adapters; None: as learning_rate.
+        warmup: share of the steps.
+    """
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")  # names files
     data: Data
-    steps: Count
+    steps: Count | None = None
+    epochs: Positive | None = None
     batch_size: Count
+    gradient_accumulation: Count = 1
     learning_rate: Positive
-    projector_learning_rate: Positive | None = None  # None: as learning_rate
+    projector_learning_rate: Positive | None = None
     warmup: float = Field(0.03, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Stage":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a stage's length is either `steps` or `epochs`: give one of them")
+        return self
+
+    def per_process(self, processes: int) -> int:
+        """Records that each of some processes has in memory at a time."""
+        return self.batch_size // (processes * self.gradient_accumulation)
 
 
 class Student(Config):
@@ -44,6 +65,15 @@ class DistillConfig(Config):
         student: sizes for random weights, or a checkpoint folder to start from.
         stop_dead_terms: end the run when a term's gradient stays zero or its value collapses (distill/balance.py).
         undistilled: also train the same student without teacher, from the same weights, on the same batches.
+        cache: keep the teacher's outputs in files and train without the teacher.
+        teacher_bits: hold the teacher in 8 or 4 bit (bitsandbytes, on a GPU).
+        lora: train low-rank updates of the decoder instead of its weights.
+        processes: on this machine, one a GPU; launcher: what starts them.
+        zero: DeepSpeed's ZeRO; None: every process holds everything.
+        precision: of the computation; the weights stay in float32, with ZeRO on a GPU only in the optimizer.
+        gradient_checkpointing: compute the decoder's layers again in the backward pass instead of keeping them.
+        data_workers: processes that open and prepare images, for each training process.
+        tensorboard: write events into the student's folder.
     """
 
     teacher: str | None = None
@@ -54,16 +84,24 @@ class DistillConfig(Config):
     vision_tokens: VisionTerm | None = None
     logits: LogitsTerm | None = None
     undistilled: bool = False
+    cache: Cache | None = None
+    teacher_bits: Literal[4, 8] | None = None
+    lora: Lora | None = None
+    processes: Count = 1
+    launcher: Literal["torch", "deepspeed"] = "torch"
+    zero: Zero | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = False
+    data_workers: Index = 0
+    tensorboard: bool = False
     seed: Index = 0
     threads: Count = 1
-    bf16: bool = True
     weight_decay: NotNegative = 0.01
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     max_grad_norm: Positive = 1.0
     probe_steps: Count = 50
     stop_dead_terms: bool = True
     checkpoint_steps: Count = 200
-    deepspeed: dict | None = None
 
     @model_validator(mode="after")
     def _needs_teacher(self) -> "DistillConfig":
@@ -71,6 +109,18 @@ class DistillConfig(Config):
             raise ValueError("the terms attention, vision_tokens and logits need a `teacher`")
         if self.teacher is None and self.vision is None and not isinstance(self.student, str):
             raise ValueError("a student from random weights needs `vision` or `teacher` to take the vision tower from")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_holds_the_terms(self) -> "DistillConfig":
+        if self.cache is None:
+            return self
+        if not (self.attention or self.vision_tokens or self.logits):
+            raise ValueError("cache: no term of the loss reads the teacher: leave it out")
+        if self.cache.kind == "compact" and (self.attention or self.vision_tokens):
+            raise ValueError(
+                "cache: kind compact holds answers only: choose kind exact, or leave out attention and vision_tokens"
+            )
         return self
 
     @model_validator(mode="after")
@@ -82,5 +132,5 @@ class DistillConfig(Config):
 
     def without_distillation(self) -> "DistillConfig":
         """The same run with every distillation term off."""
-        off = {"attention": None, "vision_tokens": None, "logits": None, "undistilled": False}
+        off = {"attention": None, "vision_tokens": None, "logits": None, "undistilled": False, "cache": None}
         return self.model_copy(update=off)

@@ -1,12 +1,17 @@
 """The frozen vision tower, run once per image for teacher and student alike."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from distill.kept import Kept
 from vlm.data.records import load_image
 from vlm.manifest import Preprocessing
 from vlm.preprocess import pixel_values
+
+PROBED = 0  # seed of the picture by which towers are compared
 
 
 class TowerFeatures:
@@ -21,27 +26,52 @@ class TowerFeatures:
     def __init__(self, model: LlavaForConditionalGeneration, preprocessing: Preprocessing, keep: int) -> None:
         self.tower = model.model.vision_tower
         self.layer = model.config.vision_feature_layer
-        self.preprocessing, self.keep = preprocessing, keep
-        self.kept: dict[str, Tensor] = {}
+        self.preprocessing = preprocessing
+        self.kept = Kept(keep)
+
+    def keep_in(self, file: Path) -> None:
+        """Keep features in a file too, and read what an interrupted run left there."""
+        self.kept = Kept(self.kept.entries, file)
 
     @torch.no_grad()
-    def __call__(self, images: list[str]) -> Tensor:
-        """Return the features of the images, in order."""
+    def __call__(self, images: list[str], pixels: Tensor | None = None) -> Tensor:
+        """Return the features of the images, in order.
+
+        Args:
+            images: references.
+            pixels: of the images, [I, 3, S, S], where they are opened already.
+        """
         device = next(self.tower.parameters()).device
         if not images:  # a batch of text only
             vision = self.tower.config
             return torch.zeros(0, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size, device=device)
         fresh = [image for image in dict.fromkeys(images) if image not in self.kept]
-        computed = dict(zip(fresh, self._compute(fresh, device), strict=True)) if fresh else {}
-        known = {**self.kept, **computed}
-        self.kept.update(list(computed.items())[: max(0, self.keep - len(self.kept))])
+        computed: dict[str, Tensor] = {}
+        if fresh:
+            own = self._open(fresh) if pixels is None else pixels[[images.index(image) for image in fresh]]
+            features = self.features(own.to(device)).to("cpu", torch.float16)  # [I, P, vision_dim]
+            computed = dict(zip(fresh, features, strict=True))
+        known = {image: computed[image] if image in computed else self.kept[image] for image in images}
+        self.kept.add(computed)
         return torch.stack([known[image].float() for image in images]).to(device)  # [I, P, vision_dim]
 
-    def _compute(self, images: list[str], device: torch.device) -> Tensor:
-        arrays = [torch.from_numpy(pixel_values(load_image(image), self.preprocessing)) for image in images]
-        pixels = torch.cat(arrays).to(device)  # [I, 3, S, S]
-        # float32 even under autocast: exports compute these features in float32 too.
-        with torch.autocast(device.type, enabled=False):
-            states = self.tower(pixels.float(), output_hidden_states=True).hidden_states
-        features: Tensor = states[self.layer][:, 1:].to("cpu", torch.float16)  # [I, P, vision_dim]
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Features of pixels [I, 3, S, S]: [I, P, vision_dim], without CLS."""
+        # In the weights' type even under autocast: exports compute these features in float32 too.
+        with torch.autocast(pixels.device.type, enabled=False):
+            states = self.tower(pixels.to(next(self.tower.parameters()).dtype), output_hidden_states=True).hidden_states
+        features: Tensor = states[self.layer][:, 1:]
         return features
+
+    def _open(self, images: list[str]) -> Tensor:
+        return torch.cat([torch.from_numpy(pixel_values(load_image(image), self.preprocessing)) for image in images])
+
+
+def tower_probe(model: LlavaForConditionalGeneration) -> Tensor:
+    """A tower's features of one fixed picture of noise, [P, vision_dim]: equal features, the same tower."""
+    size = model.config.vision_config.image_size
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(PROBED)) * 2 - 1  # [1, 3, S, S]
+    tower = TowerFeatures(model, Preprocessing(size=size), keep=0)
+    device = next(tower.tower.parameters()).device
+    return tower.features(noise.to(device))[0].float().cpu()

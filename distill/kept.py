@@ -6,8 +6,9 @@ after its first epoch without these numbers would compute them in other batches 
 
 import json
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self._values)
 
-    def add(self, computed: dict[Hashable, Tensor]) -> None:
+    def add(self, computed: Mapping[Any, Tensor]) -> None:
         """Keep what was computed together, as far as there is room; in the file all of it or nothing."""
         room = self.entries - len(self._values)
         size = sum(value.nbytes for value in computed.values())

@@ -1,7 +1,6 @@
 """The module that is trained: a student, the throw-away adapters, and the loss L = L_sup + L_A + L_V + L_KL."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from distill.answers import Divergence, answer_losses
 from distill.attention import DENSE, decoder_inputs
 from distill.config import DistillConfig
+from distill.features import TowerFeatures
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
@@ -55,7 +55,7 @@ class AlignKD(nn.Module):
         student: LlavaForConditionalGeneration,
         teacher: TeacherSignals | None,
         config: DistillConfig,
-        tower: Callable[[list[str]], Tensor],
+        tower: TowerFeatures,
     ) -> None:
         super().__init__()
         student.model.vision_tower.requires_grad_(False)
@@ -80,15 +80,20 @@ class AlignKD(nn.Module):
         images: list[str],
         keys: list[Key],
         attention_mask: Tensor | None = None,
+        pixels: Tensor | None = None,
+        shares: dict[str, float] | None = None,
         **_: object,
     ) -> dict[str, Any]:
-        """Loss of one batch (vlm.data.collator.collate; labels already stand on the predicting position).
+        """Loss of one batch (distill.rows.Rows.batch; labels already stand on the predicting position).
 
+        Args:
+            pixels: of `images`, where they are opened already.
+            shares: of this batch in the means of its step, by term (distill.shares); None: it is the whole step.
         Returns:
             loss: scalar; terms: each unweighted term; weights: the factor of each; silent: names of the terms of which
             this batch says nothing, because it has no image.
         """
-        batch = Batch(input_ids, position_ids, segments, attention_mask, images, self.tower(images), keys)
+        batch = Batch(input_ids, position_ids, segments, attention_mask, images, self.tower(images, pixels), keys)
         on = {name for name in self.terms if self.teacher is not None and self.fade(name) > 0}
         tokens = project(self.student, batch.features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
@@ -99,6 +104,8 @@ class AlignKD(nn.Module):
         terms, silent = self._block_terms(batch, on, tokens, read)
         supervised, kl = self._answer_terms(batch, labels, states, self.recipe.logits if "logits" in on else None)
         terms = {SUPERVISED: supervised, **terms} | ({} if kl is None else {"logits": kl})
+        if shares:
+            terms = {name: value * shares[name] for name, value in terms.items()}
         weights = {name: self.weight(name) for name in terms if name != SUPERVISED}
         weighted = [weight * terms[name] + self._price(name, weight) for name, weight in weights.items()]
         loss = terms[SUPERVISED] + sum(weighted) + self._idle_adapters(on)

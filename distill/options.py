@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm.config import Config
 
@@ -39,6 +39,12 @@ class Zero(Config):
 
     stage: Literal[1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
+
+    @model_validator(mode="after")
+    def _weights_that_are_split(self) -> "Zero":
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError(f"offload: all needs stage 3, which splits the weights; {self.stage} found")
+        return self
 
 
 class Lora(Config):

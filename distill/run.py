@@ -1,15 +1,16 @@
 """The distillation stage: train the student, and beside it the same student without a teacher, in worker processes."""
 
 import json
+import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
 
 from distill.config import DistillConfig
-from vlm.errors import UserError
+from distill.launch import FAILURE, command, environment
+from vlm.errors import CheckFailed, UserError
 
 Progress = Callable[[float, str], None]
 
@@ -24,26 +25,32 @@ def run(config: DistillConfig, run_dir: Path, on_progress: Progress | None = Non
     Returns:
         The student's folder.
     Raises:
-        UserError: a training process ended badly; names its log.
+        UserError: a training process ended badly; says why, and names its log.
+        CheckFailed: a term of the loss does nothing or collapsed.
     """
     variants = {"student": config}
     if config.undistilled:
         variants["undistilled"] = config.without_distillation()
     missing = {name: variant for name, variant in variants.items() if not (run_dir / name).is_dir()}
+    # Students of sizes are small and share a machine; one from a checkpoint, or on several processes, wants it alone.
+    alone = isinstance(config.student, str) or config.processes > 1
+    for group in [{name: missing[name]} for name in missing] if alone else [missing]:
+        _train(group, run_dir, on_progress)
+    return run_dir / "student"
+
+
+def _train(variants: dict[str, DistillConfig], run_dir: Path, on_progress: Progress | None) -> None:
+    """Train some variants side by side."""
     lines: Queue[tuple[str, str | None]] = Queue()
-    workers = {name: _start(variant, run_dir, name, lines) for name, variant in missing.items()}
+    workers = {name: _start(variant, run_dir, name, lines) for name, variant in variants.items()}
     try:
         _watch(lines, list(workers), on_progress)
         for name, worker in workers.items():
             if worker.wait() != 0:
-                log = run_dir / f"{name}.log"
-                raise UserError(
-                    f"{run_dir / name}: training ended with code {worker.returncode}.\n{_tail(log)}Log: {log}"
-                )
+                raise _failure(run_dir, name, worker.returncode)
     finally:
         for worker in workers.values():
-            worker.kill()
-    return run_dir / "student"
+            worker.terminate()  # a launcher passes this on to its processes
 
 
 def _start(
@@ -52,14 +59,16 @@ def _start(
     run_dir.mkdir(parents=True, exist_ok=True)
     file = run_dir / f"{name}.yaml"
     file.write_text(config.dump())
+    (run_dir / f"{name}{FAILURE}").unlink(missing_ok=True)
     # stdin stays open as long as this process lives: a worker whose parent died sees its end and stops.
-    with (run_dir / f"{name}.log").open("a") as log:
+    with (run_dir / f"{name}.log").open("w") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "distill.worker", str(file), str(run_dir / name)],
+            command(config, file, run_dir / name),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            env=environment(config),
         )
     threading.Thread(target=_forward, args=(name, worker, lines), daemon=True).start()
     return worker
@@ -72,7 +81,7 @@ def _forward(name: str, worker: subprocess.Popen[str], lines: Queue[tuple[str, s
 
 
 def _watch(lines: Queue[tuple[str, str | None]], names: list[str], on_progress: Progress | None) -> None:
-    """Forward progress until every worker has closed its output."""
+    """Forward progress until every worker has closed its output, or one has failed."""
     shares, running = dict.fromkeys(names, 0.0), set(names)
     while running:
         name, line = lines.get()
@@ -82,13 +91,37 @@ def _watch(lines: Queue[tuple[str, str | None]], names: list[str], on_progress: 
         if not line.startswith("{"):
             continue
         event = json.loads(line)
-        shares[name] = event["step"] / event["steps"]
+        if "prepared" not in event:
+            shares[name] = event["step"] / event["steps"]
         if on_progress:
             on_progress(
                 sum(shares.values()) / len(shares), f"{name}: {event['stage']} {event['step']}/{event['steps']}"
             )
 
 
-def _tail(log: Path, lines: int = 3) -> str:
-    found = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
+def _failure(run_dir: Path, name: str, code: int) -> Exception:
+    """What a worker that ended badly says of it, or what its exit code and its log say."""
+    log, said = run_dir / f"{name}.log", run_dir / f"{name}{FAILURE}"
+    if said.is_file():
+        failure = json.loads(said.read_text())
+        return (CheckFailed if failure["check"] else UserError)(failure["message"])
+    text = log.read_text(errors="replace")
+    number = -code if code < 0 else next((int(s) for s in (9, 11, 15) if f"Signal {int(s)} (" in text), 0)
+    again = "Run the command again: it goes on from the last checkpoint."
+    if number == signal.SIGKILL:
+        return UserError(
+            f"{run_dir / name}: a training process was killed (signal 9). If nobody did that, the machine ran out of "
+            "memory and the kernel ended it (`dmesg` says so): give it a smaller stages[].batch_size, more "
+            f"gradient_accumulation, or gradient_checkpointing. {again}\nLog: {log}"
+        )
+    if number:
+        return UserError(
+            f"{run_dir / name}: a training process was ended by signal {number} ({signal.Signals(number).name}). "
+            f"{again}\n{_tail(text)}Log: {log}"
+        )
+    return UserError(f"{run_dir / name}: training ended with code {code}.\n{_tail(text)}Log: {log}")
+
+
+def _tail(text: str, lines: int = 3) -> str:
+    found = [line for line in text.splitlines() if line.strip()][-lines:]
     return "".join(f"  {line}\n" for line in found)

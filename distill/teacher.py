@@ -1,26 +1,26 @@
-"""The frozen teacher: what distillation reads of it.
+"""The frozen teacher in memory: what distillation reads of it, computed when it is asked for.
 
-The attention block of a low layer and the projected vision tokens cost little and are computed live; the answer
-tokens' last hidden states need the whole decoder, so they are kept per record after the first time.
+The attention of low layers and the projected vision tokens cost little; the answers' last hidden states need the whole
+decoder, so they are kept per record after the first time.
 """
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from distill.attention import DENSE, decoder_inputs
+from distill.kept import Kept
 from distill.merge import merge_vision, project
 from distill.probe import Positions, attention_block, layer_index, read_attention
-from distill.rows import Key
 from distill.signals import Batch, Hidden
 
 ANSWERS_KEPT = 4096  # records whose hidden states stay in the CPU's memory: 2 * D_T bytes an answer token
 
 
 class Teacher:
-    """Reads attention, vision tokens and answers of a teacher; the live one of `distill.signals.TeacherSignals`.
+    """Reads attention, vision tokens and answers of a teacher (distill.signals.TeacherSignals).
 
     Args:
         model: the teacher; frozen here.
@@ -31,8 +31,11 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         if not torch.cuda.is_available():
             self.model.model.language_model.set_attn_implementation(DENSE)
-        self.keep = keep
-        self.kept: dict[Key, Tensor] = {}  # [A, D_T] float16 of a record
+        self.kept = Kept(keep)
+
+    def keep_in(self, file: Path) -> None:
+        """Keep answers in a file too, and read what an interrupted run left there."""
+        self.kept = Kept(self.kept.entries, file)
 
     @property
     def heads(self) -> int:
@@ -47,30 +50,49 @@ class Teacher:
     @torch.no_grad()
     def vision_tokens(self, batch: Batch) -> Tensor:
         """Project the shared tower's features to E_T, [I, V, D_T]."""
-        self.model.to(batch.features.device)  # no module of the one that is trained, so that nobody else moves it
+        self._follow(batch)
         return project(self.model, batch.features)
 
     @torch.no_grad()
     def attention(self, batch: Batch, layers: list[int], positions: Positions) -> list[Tensor]:
-        """A_T of each layer, [B, H_T, M, V]; runs the decoder only up to the last of them."""
+        """A_T of each layer: [B, H_T, M, V]; runs the decoder only up to the last of them."""
         decoder = self.model.model.language_model
-        read = read_attention(decoder, layers, **self._inputs(batch))
+        read = read_attention(decoder, layers, **decoder_inputs(batch, self._embeds(batch)))
         return [attention_block(read[layer_index(decoder, layer)], batch.visible, positions) for layer in layers]
 
     @torch.no_grad()
     def answers(self, batch: Batch, wanted: Tensor) -> Hidden:
-        """Last hidden states at the positions `wanted`, bool [B, N], in order: [A, D_T], and the head."""
-        known = self.kept
-        if any(key not in known for key in batch.keys):
-            states = self.model.model.language_model(**self._inputs(batch)).last_hidden_state  # [B, N, D_T]
-            pairs = zip(states, wanted, strict=True)
-            fresh = [state[here].to("cpu", torch.float16) for state, here in pairs]  # B times [A, D_T]
-            computed = {key: hidden for key, hidden in zip(batch.keys, fresh, strict=True) if key not in self.kept}
-            known = {**self.kept, **computed}
-            self.kept.update(list(computed.items())[: max(0, self.keep - len(self.kept))])
-        weight = self.model.lm_head.weight
-        hidden = torch.cat([known[key].float() for key in batch.keys]).to(weight.device, weight.dtype)  # [A, D_T]
-        return Hidden(hidden, self.model.lm_head)
+        """Last hidden states at the positions `wanted`, bool [B, N], and the head that makes logits of them."""
+        head = self.model.lm_head
+        if len(batch.keys) != len(wanted):  # packed rows: which position belongs to which record is not told
+            states = self._states(batch)[wanted]  # [A, D_T]
+        else:
+            if any(key not in self.kept for key in batch.keys):
+                pairs = zip(batch.keys, self._states(batch), wanted, strict=True)
+                fresh = {key: state[where].to("cpu", torch.float16) for key, state, where in pairs}  # [A_r, D_T] each
+            else:
+                fresh = {}
+            known = {key: self.kept[key] if key in self.kept else fresh[key] for key in batch.keys}
+            self.kept.add({key: value for key, value in fresh.items() if key not in self.kept})
+            states = torch.cat([known[key].float() for key in batch.keys])  # [A, D_T]
+        return Hidden(states.to(head.weight.device, self._dtype), head)
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        return decoder_inputs(batch, merge_vision(self.model, batch.input_ids, self.vision_tokens(batch)))
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What the teacher computes in; the weights of a quantized one say less than its norm."""
+        norm: Tensor = self.model.model.language_model.norm.weight
+        return norm.dtype
+
+    def _follow(self, batch: Batch) -> None:
+        """Stand where the batch is: the teacher is nobody's module, so nobody else moves it."""
+        if self.model.device != batch.features.device:
+            self.model.to(batch.features.device)
+
+    def _embeds(self, batch: Batch) -> Tensor:
+        self._follow(batch)
+        return merge_vision(self.model, batch.input_ids, project(self.model, batch.features))  # [B, N, D_T]
+
+    def _states(self, batch: Batch) -> Tensor:
+        inputs = decoder_inputs(batch, self._embeds(batch))
+        states: Tensor = self.model.model.language_model(**inputs).last_hidden_state  # [B, N, D_T]
+        return states

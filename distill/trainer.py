@@ -1,6 +1,8 @@
-"""transformers' Trainer with two additions: learning rates per part, and probes of the terms (distill.balance)."""
+"""transformers' Trainer with learning rates per part, probes of the terms, and means that do not depend on how a batch
+is divided over processes and accumulation."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from distill.batches import sampler_for
 from distill.config import DistillConfig, Stage
 from distill.history import rows_of
 from distill.model import AlignKD
+from distill.processes import Processes
+from distill.shares import shares
+from vlm.folders import write_atomic
+
+COMPLETE = "complete"  # file of a checkpoint that every process has finished
 
 
 class DistillTrainer(Trainer):
@@ -34,12 +41,22 @@ class DistillTrainer(Trainer):
         super().__init__(model=module, **kwargs)
         self.remove_callback(PrinterCallback)  # stdout belongs to ProgressLines
         self.module, self.config, self.stage, self.done, self.total = module, config, stage, done, total
+        self.model_accepts_loss_kwargs = False  # losses are means: the Trainer divides by the accumulation
+        self.probed = -1  # the last step that was probed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         """The order that the stage's data ask for (distill.batches), else the Trainer's own."""
         batches_per_step = self.args.world_size * self.args.gradient_accumulation_steps
         own = sampler_for(self.train_dataset, self.args.train_batch_size, batches_per_step, self.config.seed)
         return super()._get_train_sampler(train_dataset) if own is None else own
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """The batches of one step, each told its share in the step's means (distill.shares)."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and (self.args.world_size > 1 or len(batches) > 1):
+            for batch, share in zip(batches, shares(self.module, batches, self.args), strict=True):
+                batch["shares"] = share
+        return batches, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the projector and the adapters at the projector's learning rate."""
@@ -61,11 +78,23 @@ class DistillTrainer(Trainer):
         step = self.state.global_step
         self.module.progress = (self.done + step) / self.total
         outputs = model(**inputs)
-        if step % self.config.probe_steps == 0:
-            self.log(probe(self.module, outputs, first=step == 0))
+        if step % self.config.probe_steps == 0 and step != self.probed:
+            self.probed = step
+            # DeepSpeed reduces gradients whenever what its engine returned is differentiated, and with ZeRO-3 a graph
+            # can be gone through once: there each term gets a forward pass of its own, beside the engine.
+            again = (lambda: self.module(**inputs)["terms"]) if self.config.zero else None
+            row = probe(self.module, outputs, step == 0, again)
+            self.log({**row, "probe_rate": self._get_learning_rate()})
             if self.config.stop_dead_terms:
                 stop_if_dead([row["terms"] for row in rows_of(self.state.log_history, self.stage.name, self.done)])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint counts from the moment on at which every process has written its part."""
+        super()._save_checkpoint(model, trial)
+        Processes.from_launcher().wait()
+        if self.args.should_save:
+            write_atomic(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / COMPLETE, "")
 
 
 class ProgressLines(TrainerCallback):
@@ -76,23 +105,51 @@ class ProgressLines(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report steps done over all stages."""
-        if state.global_step % 10 == 0 or state.global_step == state.max_steps:
+        if state.is_world_process_zero and (state.global_step % 10 == 0 or state.global_step == state.max_steps):
             line = {"stage": self.stage, "step": self.done + state.global_step, "steps": self.total}
             print(json.dumps(line), flush=True)
 
 
-def training_arguments(config: DistillConfig, stage: Stage, out: Path) -> TrainingArguments:
-    """Trainer's arguments for one stage."""
+class Clock(TrainerCallback):
+    """Seconds of training over all processes that followed each other, kept in a file at every checkpoint."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.started = file, time.monotonic()
+        self.before = float(file.read_text()) if file.is_file() else 0.0
+
+    def seconds(self) -> float:
+        """Until now."""
+        return round(self.before + time.monotonic() - self.started, 1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time with a checkpoint: what comes after it is done again, and counted then."""
+        if state.is_world_process_zero:
+            write_atomic(self.file, str(self.seconds()))
+
+
+def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Path, who: Processes) -> TrainingArguments:
+    """Trainer's arguments for one stage.
+
+    Args:
+        config: the run.
+        stage: the stage, `steps` long.
+        steps: its length in optimiser steps.
+        out: folder of the checkpoints.
+        who: the processes.
+    """
+    gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out),
-        max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_size,
+        max_steps=steps,
+        per_device_train_batch_size=stage.per_process(who.count),
+        gradient_accumulation_steps=stage.gradient_accumulation,
         learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(stage.warmup * stage.steps)),
+        warmup_steps=max(1, round(stage.warmup * steps)),
         max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=not gpu,
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=25,
@@ -102,6 +159,30 @@ def training_arguments(config: DistillConfig, stage: Stage, out: Path) -> Traini
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
-        dataloader_num_workers=0,
-        deepspeed=config.deepspeed,
+        dataloader_num_workers=config.data_workers,
+        ddp_backend=("nccl" if gpu else "gloo") if who.count > 1 else None,
+        ddp_find_unused_parameters=False if who.count > 1 else None,
+        deepspeed=deepspeed_settings(config) if config.zero else None,
     )
+
+
+def deepspeed_settings(config: DistillConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration; torch's AdamW everywhere, so that nothing is compiled."""
+    assert config.zero is not None
+    zero: dict[str, Any] = {"stage": config.zero.stage, "overlap_comm": torch.cuda.is_available()}
+    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.zero.offload != "none":
+        zero["offload_optimizer"] = place
+    if config.zero.offload == "all":
+        zero["offload_param"] = place
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }

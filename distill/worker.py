@@ -1,104 +1,100 @@
-"""The process that trains one student: `python -m distill.worker CONFIG.yaml OUT`. Prints progress as JSON lines."""
+"""The process that trains one student: `python -m distill.worker CONFIG.yaml OUT`. Prints progress as JSON lines.
+
+Started once, or by a launcher (distill/launch.py, docs/distributed.md) once per process of a distributed training.
+"""
 
 import json
 import os
+import shutil
 import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from distill.balance import reports
 from distill.build import build
 from distill.config import DistillConfig, Stage
 from distill.history import rows_of
-from distill.model import AlignKD
+from distill.launch import FAILURE, PARENT
+from distill.lora import merge_lora
+from distill.model import SUPERVISED, AlignKD
+from distill.offline import offline
+from distill.processes import Processes, joined
 from distill.quarantine import Quarantine
 from distill.rows import Rows
-from distill.trainer import DistillTrainer, ProgressLines, training_arguments
+from distill.stages import Plan, rebuilt, stage_steps, train_stage
+from distill.trainer import Clock
 from vlm.data.collator import Encoder
-from vlm.errors import UserError
+from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder, write_atomic
 from vlm.models.checkpoint import save_checkpoint
 
 
 def train(config: DistillConfig, out: Path) -> None:
     """Train all stages into the folder `out`; what an interrupted run left in `<out>.partial` is used."""
+    torch.set_num_threads(config.threads)
+    with joined(Processes.from_launcher()) as who, _folder(config, out, who) as folder:
+        work = folder / "work"
+        work.mkdir(exist_ok=True)
+        clock = Clock(work / "seconds")
+        module, tokenizer_folder, encoder = build(config)
+        data = _data(config, module, encoder, folder, who)
+        offline(config, module, tokenizer_folder, data, encoder.max_length, who)
+        steps = {stage.name: stage_steps(config, stage, rows, who) for stage, rows in data}
+        history, done = [], 0
+        for stage, rows in data:
+            plan = Plan(stage, rows, steps[stage.name], done, sum(steps.values()), work, folder / "tensorboard")
+            history += rows_of(train_stage(module, config, plan, clock, who), stage.name, done)
+            module = rebuilt(module, config, plan, who)
+            done += plan.steps
+        if who.first:
+            merge_lora(module.student)
+            save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
+            left_out = [sentence for _, rows in data for sentence in rows.quarantine.report()]
+            tree = {
+                "seed": config.seed,
+                "seconds": clock.seconds(),
+                "steps": done,
+                "terms": [SUPERVISED, *module.terms],
+                "rows": history,
+                "reports": reports(history) + left_out,
+            }
+            (folder / "history.json").write_text(json.dumps(tree))
+            shutil.rmtree(work)
+        who.wait()
+
+
+@contextmanager
+def _folder(config: DistillConfig, out: Path, who: Processes) -> Iterator[Path]:
+    """The folder to write into; the first process makes it, and gives it its name when all are done."""
     partial = out.with_name(out.name + ".partial")
+    if not who.first:
+        who.wait()
+        yield partial
+        return
     same = (partial / "config.yaml").is_file() and (partial / "config.yaml").read_text() == config.dump()
     with finished_folder(out, resume=same) as folder:
         write_atomic(folder / "config.yaml", config.dump())
-        work = folder / "work"
-        started = time.monotonic()
-        torch.set_num_threads(config.threads)
-        module, tokenizer_folder, encoder = build(config)
-        rows, left_out, done = [], [], 0
-        total = sum(stage.steps for stage in config.stages)
-        for stage in config.stages:
-            rows += rows_of(train_stage(module, config, stage, encoder, work, done, total), stage.name, done)
-            left_out += _quarantine(work, stage).report()
-            done += stage.steps
-        save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
-        history = {
-            "seed": config.seed,
-            "seconds": round(time.monotonic() - started, 1),
-            "steps": done,
-            "terms": ["sup", *module.terms],
-            "rows": rows,
-            "reports": reports(rows) + left_out,
-        }
-        (folder / "history.json").write_text(json.dumps(history))
-        for path in sorted(work.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        work.rmdir()
+        who.wait()
+        yield folder
 
 
-def train_stage(
-    module: AlignKD, config: DistillConfig, stage: Stage, encoder: Encoder, work: Path, done: int, total: int
-) -> list[dict]:
-    """Train one stage and return the Trainer's log; a finished stage is loaded, an interrupted one goes on."""
-    finished = work / f"{stage.name}.safetensors"
-    log = work / f"{stage.name}.json"
-    if log.is_file():
-        module.load_state_dict(load_file(finished))
-        return list(json.loads(log.read_text()))
-    checkpoints = work / stage.name
-    work.mkdir(exist_ok=True)
-    rows = Rows(stage, encoder, _quarantine(work, stage))
-    trainer = DistillTrainer(
-        module,
-        config,
-        stage,
-        done,
-        total,
-        args=training_arguments(config, stage, checkpoints),
-        train_dataset=rows,
-        data_collator=rows.batch,
-        callbacks=[ProgressLines(stage.name, done, total)],
-    )
-    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, finished)
-    write_atomic(log, json.dumps(trainer.state.log_history))
-    return list(trainer.state.log_history)
-
-
-def _quarantine(work: Path, stage: Stage) -> Quarantine:
-    """The list of what a stage cannot use; it stays in the finished folder."""
-    return Quarantine(work.parent / "quarantine", stage.name)
-
-
-def _last_complete(checkpoints: Path) -> str | None:
-    """The newest checkpoint whose trainer_state.json, written last, is whole."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for folder in found:
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None
+def _data(
+    config: DistillConfig, module: AlignKD, encoder: Encoder, folder: Path, who: Processes
+) -> list[tuple[Stage, Rows]]:
+    """The stages' records; the first process of a machine indexes and measures them, the others read that."""
+    if who.local:
+        who.wait()
+    found = []
+    for stage in config.stages:
+        quarantine = Quarantine(folder / "quarantine", stage.name, who.rank)
+        found.append((stage, Rows(stage, encoder, quarantine, module.tower.preprocessing)))
+    if not who.local:
+        who.wait()
+    return found
 
 
 def _stop_with_parent() -> None:
@@ -108,14 +104,17 @@ def _stop_with_parent() -> None:
 
 
 def main() -> int:
-    """Entry point; exit code 2 for what the user must change."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    """Entry point; exit code 2 for what the user must change, 1 for a check that failed."""
+    if os.environ.get(PARENT) == "stdin":
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     file, out = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         train(DistillConfig.load(file), out)
-    except UserError as error:
+    except (UserError, CheckFailed) as error:
+        failed = isinstance(error, CheckFailed)
+        write_atomic(out.with_name(out.name + FAILURE), json.dumps({"message": str(error), "check": failed}))
         print(error, file=sys.stderr)
-        return 2
+        return 1 if failed else 2
     return 0
 
 

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from distill import worker
 from distill.build import build
 from distill.config import DistillConfig, Stage
+from distill.processes import Processes
 from distill.quarantine import Quarantine
 from distill.rows import Rows
-from distill.trainer import ProgressLines
+from distill.stages import Plan, train_stage
+from distill.trainer import Clock, ProgressLines
 from tests.tiny import save_random_checkpoint
 from vlm.data.collator import IGNORE
 from vlm.errors import UserError
@@ -122,7 +124,9 @@ def test_adapters_train_and_the_vision_tower_does_not(teacher: Path, tmp_path: P
     module, _, encoder = build(_config(teacher))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     stage = _config(teacher).stages[1]
-    worker.train_stage(module, _config(teacher), stage, encoder, tmp_path, 0, 5)
+    rows = Rows(stage, encoder, Quarantine(tmp_path, stage.name))
+    plan = Plan(stage, rows, 5, 0, 5, tmp_path, tmp_path / "events")
+    train_stage(module, _config(teacher), plan, Clock(tmp_path / "seconds"), Processes())
     after = module.state_dict()
     assert all(not torch.equal(before[n], after[n]) for n in before if n.startswith("adapters."))
     assert all(torch.equal(before[n], after[n]) for n in before if "vision_tower" in n)

@@ -1,0 +1,46 @@
+"""From a live teacher to its cache, before the training begins."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from distill.cache_build import CacheWriter
+from distill.config import DistillConfig, Stage
+from distill.features import tower_probe
+from distill.model import AlignKD
+from distill.pair import facts_of
+from distill.processes import Processes
+from distill.rows import Rows
+from distill.teacher import Teacher
+
+
+def offline(
+    config: DistillConfig,
+    module: AlignKD,
+    tokenizer_folder: Path,
+    data: list[tuple[Stage, Rows]],
+    max_length: int,
+    who: Processes,
+) -> None:
+    """Write the teacher's cache if the run wants one that is not there, and let go of the teacher."""
+    if config.cache is None or not isinstance(module.teacher, Teacher):
+        return
+    device = torch.device("cuda", who.local) if torch.cuda.is_available() else torch.device("cpu")
+    module.student.model.vision_tower.to(device)
+    if config.teacher_bits is None:
+        module.teacher.model.to(device)
+    facts = facts_of(module.teacher.model, AutoTokenizer.from_pretrained(tokenizer_folder))
+    image_token_id: int = module.student.config.image_token_id
+    writer = CacheWriter(config, module.teacher, module.tower, image_token_id, max_length)
+
+    def say(done: int, count: int) -> None:
+        if who.first:
+            line = {"stage": "teacher's outputs", "step": done, "steps": count, "prepared": True}
+            print(json.dumps(line), flush=True)
+
+    module.teacher = writer.write(facts, tower_probe(module.student), data, who, say)
+    del writer
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
