@@ -106,14 +106,13 @@ def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) 
 
 
 def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Tree:
-    missing = (
-        "the torch student was not evaluated"
-        if reference is None
-        else "no benchmark was answered, or the measurement is invalid"
-    )
-    if reference is None or answers is None:
-        return {"difference": None, "changed": None, "reasons": dict.fromkeys(("difference", "changed"), missing)}
-    points, why = difference(reference, answers)
-    changed = changed_answers(reference, answers)
-    reasons = {"difference": why} if points is None else {}
-    return {"difference": points, "changed": changed, "reasons": reasons if changed else {**reasons, "changed": why}}
+    """Difference to the torch student in points and the answers that changed, or the reason why there is none."""
+    found: Tree = {"difference": None, "changed": None}
+    if reference is None:
+        why = "the torch student was not evaluated"
+    elif answers is None:
+        why = "no benchmark was answered, or the measurement is invalid"
+    else:
+        found["difference"], why = difference(reference, answers)
+        found["changed"] = changed_answers(reference, answers)
+    return {**found, "reasons": {key: why for key, value in found.items() if value is None}}

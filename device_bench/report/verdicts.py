@@ -15,11 +15,11 @@ def verdicts(report: Tree) -> list[Tree]:
     artifacts = report["artifacts"]
     found = [
         _parity(artifacts),
-        _kept(artifacts),
-        _distilled(report["distillation"]["difference"]),
-        _chance(report["models"]["student"]["accuracy"]),
+        _accuracy(artifacts),
+        _distillation(report["distillation"]["difference"]),
+        _families(report["models"]["student"]["accuracy"]),
         _imports(artifacts),
-        _valid(artifacts),
+        _measurements(artifacts),
         *([_gate(report["gate"])] if report["gate"] else []),
     ]
     order: list[State] = ["fail", "unknown", "pass"]
@@ -40,7 +40,7 @@ def _parity(artifacts: list[Tree]) -> Tree:
     return _verdict("parity", "pass", f"parity: {len(climbed)} of {len(artifacts)} artifacts are the trained model")
 
 
-def _kept(artifacts: list[Tree]) -> Tree:
+def _accuracy(artifacts: list[Tree]) -> Tree:
     found: dict[State, list[str]] = {"pass": [], "unknown": [], "fail": []}
     for artifact in artifacts:
         for bench in artifact["benches"]:
@@ -58,7 +58,7 @@ def _kept(artifacts: list[Tree]) -> Tree:
     return _verdict("accuracy", "pass", "accuracy: every artifact within its bar of the torch student")
 
 
-def _distilled(difference: Tree | None) -> Tree:
+def _distillation(difference: Tree | None) -> Tree:
     if difference is None:
         return _verdict("distillation", "unknown", "distillation: no undistilled student to compare with")
     low, high = difference["ci95"]
@@ -66,7 +66,7 @@ def _distilled(difference: Tree | None) -> Tree:
     return _verdict("distillation", "pass" if low > 0 else "fail" if high < 0 else "unknown", text)
 
 
-def _chance(accuracy: Tree | None) -> Tree:
+def _families(accuracy: Tree | None) -> Tree:
     if not accuracy:
         return _verdict("chance", "unknown", "families: the student was not evaluated")
     known = {name: task for name, task in accuracy["tasks"].items() if task.get("chance") is not None}
@@ -99,7 +99,7 @@ def _gate(gate: Tree) -> Tree:
     return _verdict("gate", states.get(gate["verdict"], "unknown"), f"gate: {gate['verdict']}{reasons}")
 
 
-def _valid(artifacts: list[Tree]) -> Tree:
+def _measurements(artifacts: list[Tree]) -> Tree:
     benches = [(artifact_name(artifact), bench) for artifact in artifacts for bench in artifact["benches"]]
     invalid = [name for name, bench in benches if not bench.get("valid", False)]
     if invalid:
