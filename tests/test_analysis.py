@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from distill.analysis import adjacent_similarity, attention_map, cross_similarity, look_inside, looking_share
 from pocketvlm.analysis.page import heat
@@ -25,10 +26,20 @@ def _prompt() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.randn(1, ids.shape[1], 64)
 
 
-@pytest.mark.parametrize("layer", [0, 1, -1])
+def _decoder(kind: str) -> PreTrainedModel:
+    """A random decoder of two layers with grouped queries: a student's, or another family's."""
+    if kind == "mobilevlm":
+        return random_model(300, IMAGE, num_key_value_heads=2).model.language_model
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, head_dim=16, vocab_size=300, pad_token_id=None)
+    return AutoModel.from_config(config).eval()
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("mobilevlm", 0), ("mobilevlm", -1), ("qwen2", 1), ("gemma2", 0)])
 @torch.no_grad()
-def test_states_and_attention_equal_the_plain_forward_pass(layer: int) -> None:
-    decoder = random_model(300, IMAGE, num_key_value_heads=2).model.language_model
+def test_states_and_attention_equal_the_plain_forward_pass(kind: str, layer: int) -> None:
+    decoder = _decoder(kind)
     ids, embeds = _prompt()
     inside = look_inside(decoder, embeds, ids, IMAGE, layer)
     decoder.set_attn_implementation("eager")
