@@ -78,13 +78,13 @@ def build_student(
     if isinstance(config.student, str):
         checkpoint = load_checkpoint(Path(config.student))
         return checkpoint.model, checkpoint.folder, checkpoint.preprocessing
-    folder = Path(config.vision or config.teacher or "")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     if config.vision:
+        folder = Path(config.vision)
         tower = CLIPVisionModel.from_pretrained(folder)
     else:
         assert teacher is not None  # guaranteed by DistillConfig
-        tower = teacher.model.model.vision_tower
+        folder, tower = teacher.folder, teacher.model.model.vision_tower
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     # A teacher's embeddings may have rows beyond its tokenizer's; its logits are over all of them.
     vocabulary = teacher.model.config.text_config.vocab_size if teacher else len(tokenizer)
     sizes = config.student.model_dump()

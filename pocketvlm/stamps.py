@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from vlm.config import Config
 from vlm.errors import UserError
 from vlm.folders import sha256, write_atomic
+from vlm.models.hub import is_hub_name
 
 _HASHED_BYTES = 256 << 20  # more is not read, so that a call with nothing to do stays short
+_CHECKPOINTS = ("teacher", "student", "vision")  # keys that may also name a checkpoint on the hub
 
 
 class Stamp(Config):
@@ -70,13 +72,16 @@ def input_files(paths: dict[str, str | None]) -> str:
     """Hash the content of the files and folders that a configuration names.
 
     Args:
-        paths: configuration key -> path; None is left out.
+        paths: configuration key -> path; None is left out; a checkpoint's name on the hub stands for itself.
     Raises:
         UserError: one does not exist; the message names the key.
     """
     found = {}
     for key, name in paths.items():
         if name is None:
+            continue
+        if key.endswith(_CHECKPOINTS) and is_hub_name(Path(name)):
+            found[key] = name
             continue
         if not Path(name).exists():
             raise UserError(

@@ -112,8 +112,8 @@ def test_changed_input_file_rebuilds_everything(run_dir: Path, tmp_path: Path) -
 
 def test_missing_input_file_names_the_key(run_dir: Path) -> None:
     settings = road.config()
-    settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": "no/such"})})
-    with pytest.raises(UserError, match=r"distill\.teacher: no/such does not exist"):
+    settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": "/no/such"})})
+    with pytest.raises(UserError, match=r"distill\.teacher: /no/such does not exist"):
         road.walk(run_dir, settings)
 
 

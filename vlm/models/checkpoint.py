@@ -52,10 +52,10 @@ def load_checkpoint(name: Path, dtype: torch.dtype = torch.float32, quantization
     """Load a VLM.
 
     Args:
-        dtype: of the weights.
-        quantization: transformers' configuration of quantized weights, which are then put onto the GPU.
         name: a folder in Hugging Face layout (safetensors only), one in upstream's layout, which is converted once
             (vlm.models.prepared), or a hub name of either.
+        dtype: of the weights.
+        quantization: transformers' configuration of quantized weights, which are then put onto the GPU.
     Raises:
         UserError: no checkpoint there, an architecture that is not supported, or a damaged file.
     """

@@ -39,7 +39,7 @@ def from_upstream(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": PAD})
-    # What transformers does not write by itself; without `legacy` it would read its own files back as another tokenizer.
+    # What transformers does not write by itself; without `legacy` it reads its own files back as another tokenizer.
     tokenizer.init_kwargs |= {"image_token": IMAGE, "legacy": tokenizer.legacy, "add_bos_token": True}
     tokenizer.image_token = IMAGE
     return tokenizer

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from vlm.errors import UserError, install_hint
 from vlm.manifest import MANIFEST, read_manifest
+from vlm.models.hub import is_hub_name
 from vlm.registry import load
 from vlm.runtimes.base import Runtime
 
@@ -15,7 +16,7 @@ def open_runtime(folder: Path, threads: int = 2) -> Runtime:
     """Open an artifact with the engine its manifest names, or a checkpoint with torch.
 
     Args:
-        folder: an artifact (manifest.json) or a checkpoint (config.json).
+        folder: an artifact (manifest.json) or a checkpoint (config.json, or a name on the hub).
         threads: CPU threads of the engine.
     Raises:
         UserError: neither is there, a file is damaged, or the engine is not installed (the message says what to type).
@@ -47,7 +48,7 @@ def prepare(folder: Path) -> None:
 def _engine(folder: Path) -> str:
     if (folder / MANIFEST).is_file():
         return read_manifest(folder).engine
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_hub_name(folder):
         return "torch"
     raise UserError(f"{folder}: neither an artifact (manifest.json) nor a checkpoint (config.json).")
 
