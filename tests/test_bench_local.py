@@ -195,7 +195,7 @@ def test_what_the_user_must_change_is_said_in_the_engines_words(tmp_path: Path) 
 @pytest.mark.usefixtures("fake_engine")
 def test_an_emulated_engine_gets_accuracy_but_no_speed_and_no_memory(tmp_path: Path) -> None:
     result = measure(artifact(tmp_path, emulated="yes"), tasks=["scenes"])
-    for name in ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb"):
+    for name in ("load_ms", "vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_mb", "thermal", "state"):
         assert result[name] is None
         assert result["reasons"][name].startswith("needs macOS: ")
     assert result["accuracy"] is not None and result["valid"] is True
