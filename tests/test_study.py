@@ -220,6 +220,16 @@ def test_a_row_may_be_compared_with_another_than_the_first(file: Path) -> None:
     assert row(result, "slow")["against"] == "+ better" and row(result, "slow")["difference"]["avg"]["points"] < 0
 
 
+def test_a_row_may_change_another_run(file: Path) -> None:
+    tree = yaml.safe_load((file.parent / "base.yaml").read_text())
+    tree["distill"]["stages"][0]["steps"] = 60
+    (file.parent / "other.yaml").write_text(yaml.safe_dump({**tree, "bench": {"scenes": 7}}))
+    rows = [{"name": "base"}, {"name": "slow", "base": str(file.parent / "other.yaml")}]
+    result = run(file, f"rows={json.dumps(rows)}")
+    assert row(result, "slow")["seeds"][0]["steps"] == 60
+    assert row(result, "slow")["difference"]["avg"]["points"] < 0  # on the study's questions, not on the other run's
+
+
 def test_equal_time_follows_the_chain_of_rows_to_its_end(file: Path) -> None:
     rows = yaml.safe_load(file.read_text())["rows"]
     rows[1]["against"] = "+ better"

@@ -24,11 +24,13 @@ class Row(Config):
 
     Attributes:
         name: what table and figure call it.
+        base: configuration file that it changes instead of the study's.
         distill: what it changes.
         against: the row before it that it is compared with (None: the first); its own name: it only serves others.
     """
 
     name: str
+    base: str | None = None
     distill: Changes = {}
     against: str | None = None
 
@@ -50,7 +52,7 @@ class StudyConfig(Config):
 
     Attributes:
         name: its folder is runs/<name>.
-        base: configuration file of the run that the rows change; its `export` is not used.
+        base: configuration file of the run that the rows change; its `export` is not used, its `bench` by all rows.
         distill: changes that all rows share.
         rows: what is compared.
         seeds: of weights and data order; all rows of a seed start from the same weights and see the same batches.
@@ -109,10 +111,11 @@ class StudyConfig(Config):
         """
         changes = {**self.distill, **row.distill, "seed": seed, "undistilled": False, "threads": self.threads}
         overrides = [f"distill.{key}={json.dumps(value)}" for key, value in changes.items()]
-        overrides += [f"bench.threads={self.threads}", f"name={slug(row.name)}-seed-{seed}"]
-        overrides += [f"bench.scenes={self.scenes}"] if self.scenes else []
+        bench = {"threads": self.threads, **({"scenes": self.scenes} if self.scenes else {})}
         try:
-            return RunConfig.load(Path(self.base), overrides)
+            asked = RunConfig.load(Path(self.base)).bench.model_dump(mode="json")
+            overrides += [f"bench={json.dumps({**asked, **bench})}", f"name={slug(row.name)}-seed-{seed}"]
+            return RunConfig.load(Path(row.base or self.base), overrides)
         except UserError as error:
             raise UserError(f"row {row.name!r} of study {self.name!r}: {error}") from error
 
