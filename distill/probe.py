@@ -22,6 +22,7 @@ from vlm.errors import UserError
 
 RECORDING = "recording"  # name of the attention function that also keeps what it is called with
 CHUNK = 2**23  # scores computed at a time: 32 MB in float32
+ROWS = 64  # rows computed at a time: of many short turns in one row, the fewer together, the fewer keys are seen
 
 Block = Literal["text_vision", "vision_vision", "text_text", "full"]
 
@@ -117,15 +118,31 @@ def attention_block(read: Read, visible: Tensor | None, positions: Positions) ->
     if positions.empty:
         empty = query.new_zeros(batch, heads, positions.rows.shape[1], positions.columns.shape[1])
         return empty.to(_wide(query.dtype)) + query.sum()
-    rows_at_once = max(1, CHUNK // (batch * heads * length))
+    rows_at_once = max(1, min(ROWS, CHUNK // (batch * heads * length)))
     parts = []
     for index in range(0, query.shape[2], rows_at_once):
         part = slice(index, index + rows_at_once)
         mask = _visible_rows(visible, positions.rows[:, part], length, read.window)  # [B, m, N]
-        arguments = (query[:, :, part], read.key, mask, positions.columns, read)
+        key, columns = read.key, positions.columns
+        if visible is not None:
+            key, mask, columns = _only_seen(key, mask, columns)
+        arguments = (query[:, :, part], key, mask, columns, read)
         parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
     block = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [B, H, M, V]
     return block * (positions.row_mask[:, None, :, None] & positions.column_mask[:, None, None, :])
+
+
+def _only_seen(key: Tensor, visible: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leave out the keys that no row of a chunk may see (the other turns, the other records of a packed row).
+
+    Args:
+        key: [B, KV, N, d]; visible: bool [B, m, N]; columns: [B, V], kept whether seen or not.
+    Returns:
+        key [B, KV, K, d], visible [B, m, K] and columns [B, V] as indices into the K keys kept.
+    """
+    kept = visible.any(1).any(0)  # [N]
+    kept[columns] = True
+    return key[:, :, kept], visible[:, :, kept], (kept.cumsum(0) - 1)[columns]
 
 
 def _chunk(query: Tensor, key: Tensor, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
