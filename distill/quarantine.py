@@ -43,7 +43,7 @@ class Quarantine:
     """
 
     def __init__(self, folder: Path, stage: str, process: int = 0) -> None:
-        self.folder = folder / stage
+        self.folder, self.process = folder / stage, process
         self.file = self.folder / f"{process}.jsonl"
         self.known = set(self.entries())
 
@@ -79,8 +79,8 @@ class Quarantine:
         return [entry for entry in self.entries().values() if not entry.turns]
 
     def note_too_long(self, parts: dict[str, int], limit: int) -> None:
-        """Write down how many records each part lost because they are longer than `limit` tokens."""
-        if any(parts.values()):
+        """Write down how many records each part lost because they are longer than `limit` tokens; the first process."""
+        if any(parts.values()) and self.process == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / TOO_LONG, json.dumps({"limit": limit, "parts": parts}))
 

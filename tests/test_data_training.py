@@ -1,10 +1,12 @@
-"""Training on LLaVA-format data: grouped or packed, a killed and resumed run sees the batches of the straight one."""
+"""Training on LLaVA-format data: grouped or packed, a killed and resumed run is the straight one."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from distill import worker
 from distill.config import DistillConfig
@@ -24,13 +26,13 @@ def _config(teacher: Path, data: Path, batching: str) -> DistillConfig:
     source = {"kind": "llava", "records": str(data / "records.jsonl"), "images": str(data), "batching": batching}
     source |= {"cache": str(data / "cache"), "max_broken": 0.2, "max_length": 400}
     stage = {"name": "s", "data": source, "steps": 8, "batch_size": 2, "learning_rate": 1e-3}
-    terms: dict = {"attention": {}, "vision_tokens": {}}
+    terms: dict = {"attention": {}, "vision_tokens": {}, "logits": {}}
     tree = {"teacher": str(teacher), "student": str(teacher), "stages": [stage], "checkpoint_steps": 2, **terms}
     return DistillConfig.parse({**tree, "stop_dead_terms": False}, "test")
 
 
 @pytest.mark.parametrize("batching", ["grouped", "packed"])
-def test_a_resumed_run_goes_on_with_the_straight_runs_batches(
+def test_killed_and_resumed_equals_straight(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
 ) -> None:
     rows = [record(number, "red " * (number % 4 + 1), images=number % 3 != 0) for number in range(9)]
@@ -60,6 +62,8 @@ def test_a_resumed_run_goes_on_with_the_straight_runs_batches(
     monkeypatch.setattr(ProgressLines, "on_step_end", plain_step)
     worker.train(config, tmp_path / "resumed")
 
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in seen)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len(seen["straight"]) == 8
     assert seen["resumed"] == seen["straight"][:7] + seen["straight"][6:]  # the last checkpoint was of step 6
     for name in seen:

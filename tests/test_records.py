@@ -78,7 +78,15 @@ def test_plain_takes_one_caption_and_no_placeholder_is_needed() -> None:
         llava_record({"image": "a.png", "conversations": TURNS + TURNS}, 0, Path(), "plain")
 
 
-LINES = [{"id": "\u2028 one line\x85"}, {"id": '"[{', "more": [[1, "a\\"], {"b": "]"}]}, {"id": "\\"}, [], "text", 5]
+LINES = [
+    {"deep": [[[[[["}"]]]]]]},
+    {"id": "\u2028 one line\x85"},
+    {"id": '"[{', "more": [[1, "a\\"], {"b": "]"}]},
+    {"id": "\\"},
+    [],
+    "text",
+    5,
+]
 
 
 @pytest.mark.parametrize("name", ["records.json", "spread.json", "records.jsonl", "unended.jsonl"])

@@ -23,10 +23,16 @@ Progress = Callable[[float], None]  # share done, from 0 to 1
 VERSION = 1  # of what stands in a cache folder; another number builds it anew
 HEAD = 1 << 16  # bytes at either end of a file that identify it, beside size and time of change
 CHUNK = 1 << 24
-NEWLINE, QUOTE, COMMA = ord("\n"), ord('"'), ord(",")
+NEWLINE, COMMA = ord("\n"), ord(",")
 OPEN, CLOSE = frozenset(b"[{"), frozenset(b"]}")
+STRING = rb'"(?:[^"\\]++|\\.)*+"'
 # A whole string, or a character that tells where an element of a list begins or ends.
-TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
+TOKEN = re.compile(STRING + rb"|[\[\]{},]", re.DOTALL)
+# An element of few levels at once, which is most of a file: ten times as fast as token by token.
+FLAT = rb'[\[{](?:[^"\[\]{}]++|' + STRING + rb")*+[\]}]"
+for _ in range(3):
+    FLAT = rb'[\[{](?:[^"\[\]{}]++|' + STRING + rb"|" + FLAT + rb")*+[\]}]"
+ELEMENT = re.compile(rb"\s*" + FLAT + rb"\s*", re.DOTALL)
 BLANK = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
 
 
@@ -150,39 +156,48 @@ def _lines(data: mmap.mmap, path: Path, progress: Progress) -> Iterator[tuple[in
 
 def _elements(data: mmap.mmap, path: Path, progress: Progress) -> Iterator[tuple[int, int]]:
     """Ranges of the elements of the one list in a file, without parsing what is in them."""
-    begin = BLANK.match(data).end()  # type: ignore[union-attr]  # matches nothing, too
-    if data[begin : begin + 1] != b"[":
-        raise _no_list(path, _kind(data[begin : begin + 1]))
-    depth, start, shown = 0, begin + 1, begin
-    for token in TOKEN.finditer(data, begin):
-        place = token.start()
-        kind = data[place]
-        if kind == QUOTE:
-            continue
-        if kind in OPEN:
-            depth += 1
-        elif kind in CLOSE:
-            depth -= 1
-        if depth == 0 or (depth == 1 and kind == COMMA):
-            if kind == COMMA or data[start:place].strip():  # a list may end without an element
-                yield start, place
-            start = place + 1
-        if depth == 0:
-            break
-        if place - shown > CHUNK:
-            shown = place
-            progress(place / len(data))
-    if depth or data[start:].strip():
-        what = "it ends within a record: it was cut off" if depth else "something follows the list"
-        raise UserError(
-            f"{path}: not JSON ({what}). A .jsonl file has one record a line, any other is one list of records; "
-            "repair the file or copy it again."
-        )
+    start = BLANK.match(data).end()  # type: ignore[union-attr]  # matches nothing, too
+    if data[start : start + 1] != b"[":
+        raise _no_list(path, _kind(data[start : start + 1]))
+    ended, shown = False, start
+    while not ended:
+        start += 1  # after the bracket or the comma
+        end = _element_end(data, start, path)
+        ended = data[end] in CLOSE
+        if not ended or data[start:end].strip():  # a list may end without an element
+            yield start, end
+        start = end
+        if start - shown > CHUNK:
+            shown = start
+            progress(start / len(data))
+    if data[start + 1 :].strip():
+        raise _damaged(path, "something follows the list")
+
+
+def _element_end(data: mmap.mmap, start: int, path: Path) -> int:
+    """Where the comma or bracket after an element is."""
+    whole = ELEMENT.match(data, start)
+    if whole and data[whole.end() : whole.end() + 1] in (b",", b"]"):
+        return whole.end()
+    depth = 0
+    for token in TOKEN.finditer(data, start):
+        kind = data[token.start()]
+        depth += (kind in OPEN) - (kind in CLOSE)
+        if depth < 0 or (depth == 0 and kind == COMMA):
+            return token.start()
+    raise _damaged(path, "it ends within a record: it was cut off")
 
 
 def _kind(first: bytes) -> str:
     names = {b"{": "an object (dict)", b'"': "a string", b"": "nothing"}
     return names.get(first, f"{first.decode(errors='replace')!r}")
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: not JSON ({what}). A .jsonl file has one record a line, any other is one list of records; "
+        "repair the file or copy it again."
+    )
 
 
 def _no_list(path: Path, found: str) -> UserError:

@@ -82,7 +82,7 @@ class MeasuredFile:
         return len(images), [image for image in images if not Path(image).is_file()]
 
     def _measure(self, folder: Path, encoder: Encoder, progress: Progress) -> None:
-        count, processes = len(self.records), os.cpu_count() or 1
+        count, processes = len(self.records), cores()
         size = BATCH if count <= ALONE else max(BATCH, -(-count // (8 * processes)))
         jobs = [(self.records, self.template, encoder, start, size) for start in range(0, count, size)]
         lengths, broken = [np.zeros(0, np.int32)], []
@@ -93,6 +93,11 @@ class MeasuredFile:
                 progress(f"{self.name}: measuring the records", done / len(jobs))
         replace(folder / "broken.json", json.dumps(broken).encode())
         save_array(folder / "lengths.npy", np.concatenate(lengths))  # written last: where it is, all is
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Job = tuple[RecordFile, str, Encoder, int, int]
