@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +19,8 @@ from vlm.models.exporting import to_upstream
 from vlm.models.importing import grow, to_hf
 from vlm.models.mobilevlm import DECODERS, MobileVlmForConditionalGeneration, published_config
 from vlm.models.tensors import tensors
+from vlm.prompts import TEMPLATES
+from vlm.runtimes.torch import TorchRuntime
 
 KINDS = list(PROJECTORS)
 
@@ -103,6 +106,23 @@ def test_to_hf_and_back_is_bitwise_the_same(kind: str, clip: Path, tmp_path: Pat
     told, kept = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("up", "back"))
     assert {key: kept.get(key) for key in told} == told
     assert (tmp_path / "back/tokenizer.model").read_bytes() == (tmp_path / "up/tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_own_processor_and_model_work_together(kind: str, clip: Path, tmp_path: Path) -> None:
+    save_upstream(tmp_path / "up", kind, clip)
+    checkpoint = load_checkpoint(tmp_path / "up")
+    picture, question = Image.effect_noise((60, 40), 90).convert("RGB"), "What color is it?"
+    before, after = TEMPLATES["v1"](question)
+    inputs = AutoProcessor.from_pretrained(checkpoint.folder)(picture, f"{before}<image>{after}", return_tensors="pt")
+    runtime = TorchRuntime(checkpoint)
+    assert inputs["input_ids"][0].tolist() == runtime.prompt(question)
+    with torch.no_grad():
+        theirs = checkpoint.model(**inputs).logits[0, -1]
+    ours = runtime.forward(
+        runtime.prompt_embeds(runtime.prompt(question), runtime.encode_image(runtime.pixels(picture)))
+    )
+    torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
