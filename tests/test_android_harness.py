@@ -48,7 +48,7 @@ def test_results_have_every_timing_and_the_peak_memory(runtime: ExecutorchRuntim
     load, answer, memory, done = (tmp_path / "results.txt").read_text().splitlines()
     assert float(load.removeprefix("load_ms ")) > 0
     found = re.fullmatch(
-        r"answer q vision_ms (\S+) prefill_ms (\S+) prefill_tokens (\d+) ttft_ms (\S+)"
+        r"answer q end_s \d+\.\d+ vision_ms (\S+) prefill_ms (\S+) prefill_tokens (\d+) ttft_ms (\S+)"
         r" decode_ms([ .\d]*) tokens([ \d]*)",
         answer,
     )
@@ -85,8 +85,32 @@ def test_picture_of_another_size_fails_the_run(runtime: ExecutorchRuntime, tmp_p
     assert (tmp_path / "results.txt").read_text().splitlines()[-1].startswith("failed ")
 
 
+def test_a_picture_is_encoded_once_for_its_questions_if_the_job_says_so(
+    runtime: ExecutorchRuntime, tmp_path: Path
+) -> None:
+    (tmp_path / "noise.f32").write_bytes(pixels().tobytes())
+    requests = [(name, "noise.f32", runtime.prompt("What?")) for name in ("first", "second")]
+    run_job(tmp_path, runtime, requests)
+    _, first, second, *_ = (tmp_path / "results.txt").read_text().splitlines()
+    assert " vision_ms " in first and " vision_ms " in second
+    run_job(tmp_path, runtime, requests, reuse_images=1)
+    _, first, reused, *_ = (tmp_path / "results.txt").read_text().splitlines()
+    assert " vision_ms " in first and " vision_ms " not in reused
+    assert tokens_of(reused) == tokens_of(second)
+
+
+def test_the_last_request_is_repeated_until_the_time_is_over(runtime: ExecutorchRuntime, tmp_path: Path) -> None:
+    run_job(tmp_path, runtime, [("only", "-", runtime.prompt("What?", has_image=False))], repeat_s=0.3)
+    lines = (tmp_path / "results.txt").read_text().splitlines()
+    answers = [line.split() for line in lines if line.startswith("answer ")]
+    assert [words[1] for words in answers] == ["only", *(f"only+{n}" for n in range(1, len(answers)))]
+    ends = [float(words[3]) for words in answers]
+    assert len(answers) > 2 and ends == sorted(ends) and ends[-1] - ends[0] < 0.6
+    assert lines[-1] == f"done {len(answers)}"
+
+
 def run_job(
-    folder: Path, runtime: ExecutorchRuntime, requests: list[tuple[str, str, list[int]]]
+    folder: Path, runtime: ExecutorchRuntime, requests: list[tuple[str, str, list[int]]], **more: float
 ) -> subprocess.CompletedProcess[str]:
     """Write a job for the runtime's model into `folder` and run it."""
     facts = runtime.facts
@@ -96,6 +120,7 @@ def run_job(
         "eos": facts.eos_id,
         "image_token": facts.image_token_id,
         "max_new_tokens": MAX_NEW_TOKENS,
+        **more,
     }
     lines = [f"{key} {value}" for key, value in settings.items()]
     lines += [f"request {name} {image} {' '.join(map(str, ids))}" for name, image, ids in requests]

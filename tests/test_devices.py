@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.config import BenchConfig
 from device_bench.devices import open_device
-from device_bench.run import bench_one
+from device_bench.devices._remote import is_emulated
+from tests.shell_link import ShellLink
 from vlm.errors import UserError
 
 GETPROP = """[ro.product.manufacturer]: [Acme]
@@ -30,14 +30,20 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake(folder: Path, name: str, answers: dict[str, str], code: int = 0, stderr: str = "") -> None:
-    """Write a program that prints the answer to the first key found in its arguments, and notes the arguments."""
+    """Write a program that prints the answer to the first key found in its arguments, and notes the arguments.
+
+    A script for the device's shell ends, as every one does, with a line that holds its mark and exit code.
+    """
     script = folder / name
     script.write_text(
-        f"#!{sys.executable} -S\nimport sys\n"
+        f"#!{sys.executable} -S\nimport re, sys\n"
         f"words = ' '.join(sys.argv[1:])\n"
         f"open({str(folder / 'calls')!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
         f"sys.stderr.write({stderr!r})\n"
         f"print(next((text for key, text in {answers!r}.items() if key in words), ''))\n"
+        f"mark = re.search('@[0-9a-f]{{16}}@', words)\n"
+        f"absent = 'device-tree/comp' in words or 'kernel/arch' in words\n"
+        f"if mark and not {code}: print('\\n' + mark[0], int(absent))\n"
         f"sys.exit({code})\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -48,6 +54,7 @@ def devices(*rows: str) -> dict[str, str]:
         "devices": "List of devices attached\n" + "\n".join(rows) + "\n",
         "getprop": GETPROP,
         "nproc": "8",
+        "uname -m": "aarch64",
         "uname": "6.1.0",
         "meminfo": "MemTotal:        8388608 kB",
     }
@@ -101,6 +108,7 @@ def test_an_adb_that_fails_passes_its_reason_on(programs: Path) -> None:
 
 def test_a_board_that_answers_is_identified(programs: Path) -> None:
     answers = {
+        "uname -m": "aarch64",
         "uname": "Linux 5.15-tegra aarch64",
         "nproc": "6",
         "os-release": 'PRETTY_NAME="Ubuntu 22.04"',
@@ -152,11 +160,36 @@ def test_an_unknown_kind_of_device_gets_a_suggestion() -> None:
         open_device("locl")
 
 
-def test_measuring_on_a_phone_says_that_it_is_not_there_yet(programs: Path, tmp_path: Path) -> None:
-    fake(programs, "adb", devices("S1\tdevice"))
-    checkpoint = tmp_path / "model"
-    checkpoint.mkdir()
-    (checkpoint / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"adb:S1: answers \(Acme Phone 9.*not part of this version.*--device local"):
-        bench_one(checkpoint, BenchConfig(device="adb:S1"), tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.json"))
+def test_a_phone_that_is_connected_but_silent_has_stalled(programs: Path) -> None:
+    fake(programs, "adb", {"devices": "List of devices attached\nS1\tdevice\n"} | {"shell": ""})
+    text = (programs / "adb").read_text().replace("if mark and", "if False and")
+    (programs / "adb").write_text(text)
+    with pytest.raises(UserError, match=r"S1 is connected but does not answer.*stalled.*Reconnect"):
+        open_device("adb").identify()
+
+
+def test_another_host_key_than_the_known_one_is_never_accepted(programs: Path) -> None:
+    stderr = "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed."
+    fake(programs, "ssh", {}, code=255, stderr=stderr)
+    with pytest.raises(UserError, match=r"another machine.*ssh-keygen -R '\[board\]:2222'"):
+        open_device("ssh:me@board:2222").identify()
+
+
+@pytest.mark.parametrize(
+    ("machine", "beneath", "board", "emulated"),
+    [
+        ("aarch64", "aarch64", "google,shiba", False),
+        ("aarch64", "", "", False),  # before Linux 6.1
+        ("aarch64", "x86_64", "", True),
+        ("armv8l", "aarch64", "", False),  # a 32-bit shell on a 64-bit kernel
+        ("aarch64", "aarch64", "linux,dummy-virt", True),
+    ],
+)
+def test_an_emulated_processor_is_found_out(machine: str, beneath: str, board: str, emulated: bool) -> None:
+    class Says(ShellLink):
+        def output(self, *command: str) -> str:
+            return {"uname": machine, "/proc/sys/kernel/arch": beneath}.get(
+                command[-1] if command[0] == "cat" else "uname", board
+            )
+
+    assert is_emulated(Says()) is emulated

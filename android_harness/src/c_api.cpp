@@ -30,7 +30,7 @@ extern "C" {
 
 int pocketvlm_open(const char* path, int threads, Model** model, pocketvlm::Sizes* sizes, char* error) {
   return guarded(error, [&] {
-    *model = new Model(path, threads);
+    *model = pocketvlm::open_model(path, threads, 0).release();
     *sizes = (*model)->sizes();
   });
 }

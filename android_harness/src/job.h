@@ -20,6 +20,9 @@ struct Job {
   int max_new_tokens = 64;
   int64_t eos = -1;
   int64_t image_token = -1;
+  int64_t context = 0;        // longest sequence, for engines whose files do not say it
+  bool reuse_images = false;  // a picture that the request before had too is not encoded again
+  double repeat_s = 0;        // the last request is repeated until this long after the first began
   std::vector<Request> requests;
 };
 

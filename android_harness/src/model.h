@@ -1,16 +1,13 @@
-// A multi-method ExecuTorch program (vision_encoder, token_embedding, text_decoder) as one sequence's model.
+// One sequence's model: vision tower, embedding table and decoder with its key-value cache, whatever engine runs them.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
-
-#include <executorch/extension/module/module.h>
 
 namespace pocketvlm {
 
-// Sizes of the program's tensors, read from the program itself.
+// Sizes of the model's tensors, read from its files.
 struct Sizes {
   int64_t pixels;         // elements of the picture, 3 * S * S
   int64_t vision_tokens;  // V
@@ -21,35 +18,31 @@ struct Sizes {
   int64_t context;  // longest sequence in tokens
 };
 
-// Not thread-safe: one caller at a time. Every member throws std::runtime_error that names the method and the cause.
+// Not thread-safe: one caller at a time. Every member throws std::exception that names the file or method and the cause.
 class Model {
  public:
-  // Loads the program and all three methods. `threads` sizes the process-wide pool of XNNPACK and the kernels.
-  Model(const std::string& path, int threads);
+  virtual ~Model() = default;
 
   const Sizes& sizes() const { return sizes_; }
 
   // pixels [1, 3, S, S] -> tokens [V, D] and features [P, vision_width] (skipped when null).
-  void encode_image(const float* pixels, float* tokens, float* features);
+  virtual void encode_image(const float* pixels, float* tokens, float* features) = 0;
 
   // ids [n] -> embeddings [n, D].
-  void embed(const int64_t* ids, int64_t n, float* embeddings);
+  virtual void embed(const int64_t* ids, int64_t n, float* embeddings) = 0;
 
-  // Empties the key-value cache: positions start at 0 again and nothing behind a position is ever read.
-  void reset() { position_ = 0; }
+  // Empties the key-value cache: positions start at 0 again.
+  virtual void reset() = 0;
 
   // Appends embeddings [n, D] and writes the last position's logits [vocabulary].
-  void forward(const float* embeddings, int64_t n, float* logits);
+  virtual void forward(const float* embeddings, int64_t n, float* logits) = 0;
 
- private:
-  std::vector<executorch::runtime::EValue> execute(const char* method,
-                                                   const std::vector<executorch::runtime::EValue>& inputs);
-  void read_sizes();
-
-  std::unique_ptr<executorch::extension::Module> module_;
-  std::vector<int32_t> pixels_shape_;
+ protected:
   Sizes sizes_{};
-  int64_t position_ = 0;
 };
+
+// Opens a model with `threads` threads; `context` is the longest sequence where the files do not say it (else 0). Each
+// engine's source defines it, and a program is linked with one of them.
+std::unique_ptr<Model> open_model(const std::string& path, int threads, int64_t context);
 
 }  // namespace pocketvlm

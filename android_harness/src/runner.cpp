@@ -1,6 +1,8 @@
 // pocketvlm-runner JOB_FOLDER: answers the job's requests and writes JOB_FOLDER/results.txt line by line as it goes.
 // Exit code: 0 done, 1 the model failed, 2 the job or the command line is wrong.
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -22,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Answer {
   std::vector<int64_t> tokens;
-  double vision_ms = 0;
+  double vision_ms = -1;  // below 0: no picture was encoded
   double prefill_ms = 0;
   double ttft_ms = 0;
   std::vector<double> decode_ms;
@@ -73,17 +75,31 @@ int64_t largest(const std::vector<float>& logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
 }
 
+// Seconds since the device started, sleep included: the clock of /proc/uptime, so that sensor readings can be matched.
+double uptime() {
+  timespec now{};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// The picture in use: its pixels, and its vision tokens [V, D] once it was encoded; both empty without a picture.
+struct Picture {
+  std::string name;
+  std::vector<float> pixels;
+  std::vector<float> tokens;
+};
+
 // Greedy answer to one request, as vlm/runtimes/base.py's `generate`.
-Answer answer(Model& model, const Job& job, const Request& request, const std::vector<float>& pixels) {
+Answer answer(Model& model, const Job& job, const Request& request, Picture& picture) {
   const pocketvlm::Sizes& sizes = model.sizes();
   Answer result;
-  std::vector<float> vision;
   const auto start = Clock::now();
-  if (!pixels.empty()) {
-    vision.resize(static_cast<size_t>(sizes.vision_tokens * sizes.hidden));
-    model.encode_image(pixels.data(), vision.data(), nullptr);
+  if (!picture.pixels.empty() && picture.tokens.empty()) {
+    picture.tokens.resize(static_cast<size_t>(sizes.vision_tokens * sizes.hidden));
+    model.encode_image(picture.pixels.data(), picture.tokens.data(), nullptr);
     result.vision_ms = ms_since(start);
   }
+  const std::vector<float>& vision = picture.tokens;
   auto before = Clock::now();
   std::vector<float> logits(static_cast<size_t>(sizes.vocabulary));
   std::vector<float> embeddings = prompt_embeddings(model, job, request, vision);
@@ -108,9 +124,9 @@ Answer answer(Model& model, const Job& job, const Request& request, const std::v
   return result;
 }
 
-void write_answer(std::FILE* out, const Request& request, const Answer& answer) {
-  std::fprintf(out, "answer %s", request.id.c_str());
-  if (!request.image.empty()) {
+void write_answer(std::FILE* out, const Request& request, const std::string& id, const Answer& answer) {
+  std::fprintf(out, "answer %s end_s %.3f", id.c_str(), uptime());
+  if (answer.vision_ms >= 0) {
     std::fprintf(out, " vision_ms %.3f", answer.vision_ms);
   }
   std::fprintf(out, " prefill_ms %.3f prefill_tokens %zu ttft_ms %.3f decode_ms", answer.prefill_ms, request.ids.size(),
@@ -126,19 +142,34 @@ void write_answer(std::FILE* out, const Request& request, const Answer& answer) 
   std::fflush(out);
 }
 
+void ask(Model& model, const Job& job, const Request& request, const std::string& id, Picture& picture, std::FILE* out) {
+  if (!job.reuse_images || picture.name != request.image) {
+    picture = {request.image, {}, {}};
+  }
+  if (!request.image.empty() && picture.pixels.empty()) {
+    picture.pixels = pocketvlm::read_floats(job.folder + "/" + request.image, model.sizes().pixels);
+  }
+  write_answer(out, request, id, answer(model, job, request, picture));
+}
+
 void run(const Job& job, std::FILE* out) {
   const auto start = Clock::now();
-  Model model(job.model, job.threads);
+  const std::unique_ptr<Model> model = pocketvlm::open_model(job.model, job.threads, job.context);
   std::fprintf(out, "load_ms %.3f\n", ms_since(start));
   std::fflush(out);
+  const auto first = Clock::now();
+  Picture picture;
+  size_t count = 0;
   for (const Request& request : job.requests) {
-    std::vector<float> pixels;
-    if (!request.image.empty()) {
-      pixels = pocketvlm::read_floats(job.folder + "/" + request.image, model.sizes().pixels);
-    }
-    write_answer(out, request, answer(model, job, request, pixels));
+    ask(*model, job, request, request.id, picture, out);
+    ++count;
   }
-  std::fprintf(out, "vm_hwm_kib %ld\ndone %zu\n", peak_memory_kib(), job.requests.size());
+  const Request& last = job.requests.back();
+  for (int again = 1; ms_since(first) < 1e3 * job.repeat_s; ++again) {
+    ask(*model, job, last, last.id + "+" + std::to_string(again), picture, out);
+    ++count;
+  }
+  std::fprintf(out, "vm_hwm_kib %ld\ndone %zu\n", peak_memory_kib(), count);
 }
 
 }  // namespace

@@ -30,10 +30,11 @@ class Device(ABC):
             UserError: it cannot be reached; the message tells which state it is in and the next step.
         """
 
+    @abstractmethod
     def push(self, artifact: Path) -> Path:
-        """Bring an artifact to the device and return where it lies there."""
-        raise self._not_yet()
+        """Bring an artifact to the device and return what a job calls it."""
 
+    @abstractmethod
     def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
         """Run one pass in a fresh process and return its result.
 
@@ -46,22 +47,13 @@ class Device(ABC):
             UserError: the process asks the user to change something.
             CheckFailed: the process crashed or was killed; the message names signal and log.
         """
-        raise self._not_yet()
 
+    @abstractmethod
     def pull(self, name: str, to: Path) -> None:
-        """Fetch a file that the last pass wrote."""
-        raise self._not_yet()
+        """Fetch a file that the last pass wrote; nothing happens when it did not get to write it."""
 
     def clean_up(self) -> None:  # noqa: B027  (optional: there may be nothing to remove)
         """Remove what `push` and `run` left on the device."""
-
-    def _not_yet(self) -> UserError:
-        identity = self.identify()
-        found = ", ".join(str(part) for part in (identity.name, identity.soc, identity.os) if part)
-        return UserError(
-            f"--device {self.spec}: answers ({found}), but running artifacts there is not part of this version. "
-            f"Measure on this machine: --device local."
-        )
 
 
 def call(arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -1,10 +1,14 @@
+// ExecuTorch: a multi-method program (vision_encoder, token_embedding, text_decoder).
+
 #include "model.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <numeric>
 #include <stdexcept>
+#include <vector>
 
+#include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/platform/platform.h>
 
@@ -64,9 +68,27 @@ std::vector<int32_t> shape(executorch::runtime::Result<executorch::runtime::Tens
   return {sizes.begin(), sizes.end()};
 }
 
-}  // namespace
+class ExecutorchModel final : public Model {
+ public:
+  // Loads the program and all three methods. `threads` sizes the process-wide pool of XNNPACK and the kernels.
+  ExecutorchModel(const std::string& path, int threads);
 
-Model::Model(const std::string& path, int threads) {
+  void encode_image(const float* pixels, float* tokens, float* features) override;
+  void embed(const int64_t* ids, int64_t n, float* embeddings) override;
+  // Nothing behind a position is ever read.
+  void reset() override { position_ = 0; }
+  void forward(const float* embeddings, int64_t n, float* logits) override;
+
+ private:
+  std::vector<EValue> execute(const char* method, const std::vector<EValue>& inputs);
+  void read_sizes();
+
+  std::unique_ptr<Module> module_;
+  std::vector<int32_t> pixels_shape_;
+  int64_t position_ = 0;
+};
+
+ExecutorchModel::ExecutorchModel(const std::string& path, int threads) {
   if (threads < 1) {
     throw std::runtime_error("threads: at least 1 expected, found " + std::to_string(threads));
   }
@@ -86,7 +108,7 @@ Model::Model(const std::string& path, int threads) {
   read_sizes();
 }
 
-void Model::read_sizes() {
+void ExecutorchModel::read_sizes() {
   const auto vision = module_->method_meta(kVision);
   const auto decoder = module_->method_meta(kDecoder);
   if (!vision.ok() || !decoder.ok()) {
@@ -111,7 +133,7 @@ void Model::read_sizes() {
   }
 }
 
-std::vector<EValue> Model::execute(const char* method, const std::vector<EValue>& inputs) {
+std::vector<EValue> ExecutorchModel::execute(const char* method, const std::vector<EValue>& inputs) {
   auto result = module_->execute(method, inputs);
   if (!result.ok()) {
     fail(method, result.error());
@@ -119,7 +141,7 @@ std::vector<EValue> Model::execute(const char* method, const std::vector<EValue>
   return std::move(*result);
 }
 
-void Model::encode_image(const float* pixels, float* tokens, float* features) {
+void ExecutorchModel::encode_image(const float* pixels, float* tokens, float* features) {
   auto input = from_blob(const_cast<float*>(pixels), pixels_shape_);
   const std::vector<EValue> outputs = execute(kVision, {input});
   copy_floats(outputs.at(0), sizes_.vision_tokens * sizes_.hidden, tokens, kVision);
@@ -128,7 +150,7 @@ void Model::encode_image(const float* pixels, float* tokens, float* features) {
   }
 }
 
-void Model::embed(const int64_t* ids, int64_t n, float* embeddings) {
+void ExecutorchModel::embed(const int64_t* ids, int64_t n, float* embeddings) {
   for (int64_t i = 0; i < n; ++i) {
     if (ids[i] < 0 || ids[i] >= sizes_.vocabulary) {
       throw std::runtime_error("token id " + std::to_string(ids[i]) + ": the vocabulary has " +
@@ -144,7 +166,7 @@ void Model::embed(const int64_t* ids, int64_t n, float* embeddings) {
   }
 }
 
-void Model::forward(const float* embeddings, int64_t n, float* logits) {
+void ExecutorchModel::forward(const float* embeddings, int64_t n, float* logits) {
   if (n < 1 || position_ + n > sizes_.context) {
     throw std::runtime_error("the sequence would have " + std::to_string(position_ + n) + " tokens, the context holds " +
                              std::to_string(sizes_.context));
@@ -157,6 +179,12 @@ void Model::forward(const float* embeddings, int64_t n, float* logits) {
   const std::vector<EValue> outputs = execute(kDecoder, {embeds, where});
   copy_floats(outputs.at(0), sizes_.vocabulary, logits, kDecoder);
   position_ += n;
+}
+
+}  // namespace
+
+std::unique_ptr<Model> open_model(const std::string& path, int threads, int64_t) {
+  return std::make_unique<ExecutorchModel>(path, threads);
 }
 
 }  // namespace pocketvlm

@@ -1,0 +1,178 @@
+"""The passes of the bench on a device behind a connection, each one job for the runner."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_bench.devices._requests import Asker, Reply, Request, Results
+from device_bench.devices.base import Progress
+from device_bench.evaluate import grade, questions, score
+from device_bench.tasks.base import BenchQuestion, Sample
+from vlm.config import Config
+from vlm.data.scenes.draw import render
+from vlm.data.scenes.question import DESCRIBE
+from vlm.data.scenes.scene import TEST_START, make_scene
+from vlm.errors import CheckFailed, UserError
+from vlm.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from device_bench.devices._remote import RemoteDevice
+
+PICTURE = "image.f32"
+SOON_S = 1.0
+
+
+class Job(Config):
+    """One pass over one artifact."""
+
+    kind: str
+    artifact: Path  # on this machine
+    log: Path
+    timeout_s: float
+    threads: int
+    warmup: int
+    iterations: int
+    decode_tokens: int
+    tasks: list[str]
+    scenes: int
+    max_new_tokens: int
+
+
+class Watching:
+    """What happens while the runner works: nothing but counting, unless a pass wants more."""
+
+    sensors = ":"
+    interval_s = SOON_S
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, on_progress: Progress, text: str, total: int) -> None:
+        self._report, self._text, self._total = on_progress, text, total
+
+    def on_results(self, results: Results) -> None:
+        """Called after every line of results."""
+        done = len(results.replies)
+        self._report(min(1.0, done / self._total), f"{self._text}: {done} of {self._total}")
+
+    def on_reading(self, uptime_s: float, lines: list[str]) -> None:
+        """Called with what the sensors printed."""
+
+
+def prepare(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Check every byte of the artifact on this machine; what arrived there was checked when it was pushed."""
+    on_progress(0.0, "checking files")
+    read_manifest(job.artifact, checksums=True)
+    return {"prepared": True}
+
+
+def load(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Load the model in a fresh process and ask one short question, which is not timed."""
+    asker = Asker(job.artifact)
+    ask = [Request("load", "-", asker.ids(DESCRIBE, False)[:2])]
+    results = device.answer(job, _settings(asker, max_new_tokens=1), ask, Watching(on_progress, "load", 1))
+    return {"load_ms": results.load_ms}
+
+
+def latency(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Time the fixed request; the picture enters as pixels, so that preprocessing is no part of any time."""
+    asker, ask = _fixed_request(device, job)
+    requests = [Request(f"i{index}", ask.picture, ask.ids) for index in range(job.warmup + job.iterations)]
+    watching = Watching(on_progress, "latency", len(requests))
+    results = device.answer(job, _timed(asker, job), requests, watching)
+    return {"load_ms": results.load_ms, "samples": samples_of(results.replies[job.warmup :], job.decode_tokens)}
+
+
+def memory(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Answer the fixed request once in a fresh process and read its peak resident memory."""
+    asker, ask = _fixed_request(device, job)
+    results = device.answer(job, _timed(asker, job), [ask], Watching(on_progress, "memory", 1))
+    if results.peak_kib is None:
+        raise CheckFailed(f"{job.artifact.name}: the memory pass: the runner left no vm_hwm_kib line. See {job.log}.")
+    return {"load_ms": results.load_ms, "loaded_rss_mb": None, "peak_rss_mb": results.peak_kib / 1024}
+
+
+def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Ask the benchmarks there and score the answers here, with the same scorer as on this machine."""
+    asker, asked = Asker(job.artifact), questions(job.tasks, job.scenes)
+    ask, problems = asker.requests(asked, device.scratch)
+    settings = {**_settings(asker, max_new_tokens=job.max_new_tokens), "reuse_images": 1}
+    watching = Watching(on_progress, "accuracy", len(ask))
+    replies = device.answer(job, settings, ask, watching).replies if ask else []
+    samples = _graded(asker, asked, replies, problems)
+    device.save("answers.jsonl", [asdict(sample) for sample in samples])
+    return {"load_ms": None, "accuracy": score(samples)}
+
+
+PASSES: dict[str, Callable[["RemoteDevice", Job, Progress], dict[str, Any]]] = {
+    "prepare": prepare,
+    "load": load,
+    "latency": latency,
+    "memory": memory,
+    "accuracy": accuracy,
+}
+
+
+def samples_of(replies: list[Reply], decode_tokens: int) -> dict[str, list[float]]:
+    """Raw samples as the latency pass on this machine collects them.
+
+    Raises:
+        CheckFailed: a reply has not the decode steps that were asked for.
+    """
+    if any(len(reply.decode_ms) != decode_tokens or reply.vision_ms is None for reply in replies):
+        raise CheckFailed(f"the runner answered with other than {decode_tokens} decode steps, or without the picture.")
+    return {
+        "preprocess_ms": [],
+        "vision_ms": [reply.vision_ms for reply in replies if reply.vision_ms is not None],
+        "prefill_ms": [reply.prefill_ms for reply in replies],
+        "prefill_tokens": [float(reply.prefill_tokens) for reply in replies],
+        "ttft_ms": [reply.ttft_ms for reply in replies],
+        "decode_ms": [ms for reply in replies for ms in reply.decode_ms],
+    }
+
+
+def _fixed_request(device: "RemoteDevice", job: Job) -> tuple[Asker, Request]:
+    asker = Asker(job.artifact)
+    ids = asker.ids(DESCRIBE, True)
+    needed, room = len(ids) + job.decode_tokens + 1, asker.facts.context_length
+    if needed > room:
+        raise UserError(
+            f"{job.artifact}: context length {room} found, {needed} needed for the prompt and {job.decode_tokens} "
+            "decode steps. Lower decode_tokens or export with a larger context_length."
+        )
+    asker.save_pixels(render(make_scene(TEST_START)), device.scratch / PICTURE)
+    return asker, Request("fixed", PICTURE, ids)
+
+
+def _settings(asker: Asker, max_new_tokens: int) -> dict[str, Any]:
+    facts = asker.facts
+    return {
+        "eos": facts.eos_id,
+        "image_token": facts.image_token_id,
+        "context": facts.context_length,
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def _timed(asker: Asker, job: Job) -> dict[str, Any]:
+    """Settings under which every answer has the same length: the end token is an id that no vocabulary has."""
+    return {**_settings(asker, max_new_tokens=job.decode_tokens + 1), "eos": asker.manifest.vocab_size}
+
+
+def _graded(asker: Asker, asked: list[BenchQuestion], replies: list[Reply], problems: dict[str, str]) -> list[Sample]:
+    by_name = {reply.id: reply for reply in replies}
+    samples = []
+    for place, question in enumerate(asked):
+        reply = by_name.get(f"q{place}")
+        if reply is None:
+            samples.append(grade(question, "", problem=problems[f"q{place}"]))
+            continue
+        samples.append(
+            grade(
+                question,
+                asker.tokenizer.decode(reply.tokens),
+                ms=reply.prefill_ms + sum(reply.decode_ms),
+                vision_ms=reply.vision_ms or 0.0,
+                tokens=len(reply.tokens),
+            )
+        )
+    return samples

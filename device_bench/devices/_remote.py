@@ -1,0 +1,187 @@
+"""A device behind a connection: every pass is a job for the C++ runner, which needs no Python there."""
+
+import json
+import shutil
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from device_bench.devices import _passes
+from device_bench.devices._bundle import bundle
+from device_bench.devices._link import Link, Lost
+from device_bench.devices._process import Interrupted, Process, Watch, kill_all
+from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
+from device_bench.devices._workspace import Workspace
+from device_bench.devices.base import Device, Progress
+from device_bench.worker import FORBIDDEN
+from vlm.errors import CheckFailed, UserError
+
+BREAKS = 25  # how often the connection may break in one pass
+ABIS = {"aarch64": "arm64-v8a", "arm64-v8a": "arm64-v8a", "x86_64": "x86_64"}
+
+
+class RemoteDevice(Device):
+    """Runs passes with the runner of a push bundle, in one folder of the device."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.spec = link.spec
+
+    @abstractmethod
+    def root(self) -> str:
+        """The folder on the device that is ours."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Check the connection first, and turn one that breaks inside into the message about its state."""
+        self.link.check()
+        try:
+            yield
+        except Lost as error:
+            self.link.check()
+            raise UserError(f"--device {self.spec}: the connection broke ({error}). Try again.") from error
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Our folder."""
+        return Workspace(self.link, self.root())
+
+    @cached_property
+    def _scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="pocketvlm-bench-"))
+
+    def push(self, artifact: Path) -> Path:
+        """Bring the runner and an artifact to the device; returns the artifact on this machine."""
+        asker = Asker(artifact)
+        arch = self.identify().arch or "unknown"
+        if arch not in ABIS:
+            raise UserError(f"--device {self.spec}: processor {arch!r} found; {', '.join(sorted(set(ABIS)))} expected.")
+        self._bundle = bundle(asker.manifest.engine, ABIS[arch])
+        with self.connected():
+            kill_all(self.link, self.workspace.root)  # what an interrupted measurement has left
+            files = {f"bundle/{name}": path for name, path in self._bundle.files.items()}
+            files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
+            self.workspace.push(files)
+        return artifact
+
+    def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
+        """Run one pass in a fresh process of the runner."""
+        found = _passes.PASSES[job["kind"]](self, _passes.Job(**job, log=log, timeout_s=timeout_s), on_progress)
+        imported = dict.fromkeys(FORBIDDEN, False)
+        return {"engine": self._bundle.engine, "emulated": False, "imported": imported, **found}
+
+    def answer(
+        self, job: "_passes.Job", settings: dict[str, Any], ask: list[Request], watch: "_passes.Watching"
+    ) -> Results:
+        """Run the runner over some requests to the end, over breaks of the connection and restarts of the device.
+
+        What was answered before a break is not asked again.
+
+        Raises:
+            UserError: the device does not come back, or is full.
+            CheckFailed: the runner failed or took too long; the message names the log.
+        """
+        results = Results()
+        for _ in range(BREAKS):
+            if job.kind != "accuracy":
+                results = Results()  # a half of a measurement is none
+            answered = {reply.id for reply in results.replies}
+            left = [request for request in ask if request.id not in answered]
+            if ask and not left:
+                results.done = True
+                return results
+            try:
+                self._run_once(job, settings, left, watch, results)
+                return results
+            except (Lost, Interrupted):
+                self.link.wait()
+        raise UserError(f"--device {self.spec}: the connection broke {BREAKS} times. Check the cable or the network.")
+
+    def _run_once(
+        self,
+        job: "_passes.Job",
+        settings: dict[str, Any],
+        left: list[Request],
+        watch: "_passes.Watching",
+        results: Results,
+    ) -> None:
+        what = f"{job.artifact.name}: the {job.kind} pass"
+        space, bundle = self.workspace, self._bundle
+        full = {"model": space.path("artifact", *bundle.model), "threads": job.threads, **settings}
+        space.write("job/job.txt", job_text(full, left), self._scratch / "job.txt")
+        pictures = sorted({request.picture for request in left} - {"-"})
+        space.push({f"job/{name}": self._scratch / name for name in pictures})
+        folder = space.path("job")
+        kill_all(self.link, folder)
+        process = Process(
+            self.link, folder, [*watch.prefix, *bundle.command(space.path("bundle")), folder], job.timeout_s
+        )
+
+        def on_line(line: str) -> None:
+            read_line(results, line)
+            watch.on_results(results)
+
+        ended = process.follow(Watch(watch.sensors, watch.interval_s, on_line, watch.on_reading))
+        process.kill()
+        with job.log.open("a") as log:
+            log.write(self.link.run(f"cat {folder}/out {folder}/err 2>/dev/null").out)
+        if ended.late:
+            raise CheckFailed(
+                f"{what} took longer than {job.timeout_s:g} s and was killed. Raise timeout_s or see {job.log}."
+            )
+        if results.failed is not None or ended.code != 0 or not results.done:
+            raise CheckFailed(f"{what} {_ending(ended.code, results.failed)} Its output: {job.log}")
+
+    def pull(self, name: str, to: Path) -> None:
+        """Move a file that a pass left on this machine; nothing happens when it did not get to write it."""
+        if (self._scratch / name).is_file():
+            shutil.move(self._scratch / name, to)
+
+    def save(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Keep rows as JSON lines for `pull`."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self._scratch / name).write_text(text)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on this machine for what goes to the device."""
+        return self._scratch
+
+    def clean_up(self) -> None:
+        """Kill what still runs on the device, remove our folder there and the one here."""
+        try:
+            if "workspace" in vars(self):
+                try:
+                    self._clean_device()
+                except Lost:
+                    self.link.wait()
+                    self._clean_device()
+        finally:
+            if "_scratch" in vars(self):
+                shutil.rmtree(self.__dict__.pop("_scratch"), ignore_errors=True)
+
+    def _clean_device(self) -> None:
+        kill_all(self.link, self.workspace.root)
+        self.workspace.remove()
+
+
+def _ending(code: int | None, failed: str | None) -> str:
+    if failed is not None:
+        return f"failed: {failed}"
+    if code is None or code > 128:
+        name = "a signal" if code is None else f"signal {code - 128}"
+        return f"was killed by {name}" + (" (most often: out of memory)." if code in (None, 137) else ".")
+    return f"ended with exit code {code}."
+
+
+def is_emulated(link: Link) -> bool:
+    """Whether the processor is not a real one: another architecture's kernel beneath, or a virtual machine's board."""
+    machine = link.output("uname", "-m").strip()
+    beneath = link.output("cat", "/proc/sys/kernel/arch").strip()
+    board = link.output("cat", "/proc/device-tree/compatible").replace("\0", " ")
+    other = bool(beneath and machine and beneath != machine and not {beneath, machine} <= {"aarch64", "armv8l"})
+    return other or any(name in board for name in ("dummy-virt", "ranchu", "goldfish"))

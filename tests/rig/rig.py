@@ -1,0 +1,246 @@
+"""Starts and stops the rig's servers on free ports of 127.0.0.1, and puts adb and ssh for them on the PATH."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.rig.fetch import DONE, folder
+
+HERE = Path(__file__).parent
+TRIPLET = "aarch64-linux-gnu"
+GETPROP = {
+    "ro.product.manufacturer": "Rig",
+    "ro.product.model": "emulated arm64",
+    "ro.product.cpu.abi": "arm64-v8a",
+    "ro.build.version.release": "16",
+    "ro.build.id": "RIG1",
+    "ro.build.fingerprint": "rig/arm64/arm64:16/RIG1/1:user/test-keys",
+    "ro.boot.qemu": "1",
+}
+
+
+def missing() -> str | None:
+    """Why the rig cannot be used here, or None."""
+    root = folder()
+    if not all((root / part / DONE).is_file() for part in ("host", "emulator", "device")):
+        return f"no rig in {root}: type make test-rig"
+    return None
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.05)
+
+
+def listening(port: int) -> set[str]:
+    """Addresses on which somebody listens on a port."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            address, state = line.split()[1], line.split()[3]
+            if state == "0A" and int(address.rpartition(":")[2], 16) == port:
+                found.add(address.rpartition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+class Rig:
+    """An emulated arm64 device and the programs of this machine that talk to it.
+
+    Args:
+        work: an empty folder for keys, logs and wrappers.
+        system: a folder that the device sees as /sys, or None for this machine's.
+    """
+
+    def __init__(self, work: Path, system: Path | None = None) -> None:
+        self.root, self.work, self.system = folder(), work, system
+        self.device = self.root / "device"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.bin = work / "bin"
+        self.bin.mkdir(parents=True)
+        self.host_libraries = self.root / "host" / "usr" / "lib" / "x86_64-linux-gnu"
+        self.adb_server, self.adbd_port, self.ssh_port = free_port(), free_port(), free_port()
+        self.serial = f"127.0.0.1:{self.adbd_port}"
+        self._write_programs()
+        self.say("getprop", "\n".join(f"[{key}]: [{value}]" for key, value in GETPROP.items()))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What must be set for `adb` and `ssh` to find the rig."""
+        return {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "ANDROID_ADB_SERVER_PORT": str(self.adb_server),
+            "ONNXRUNTIME_HEADERS": str(self.device / "usr" / "include" / "onnxruntime"),
+        }
+
+    def say(self, program: str, output: str) -> None:
+        """Put a program on the device's PATH that prints something."""
+        shim = self.device / "opt" / "shim" / program
+        shim.write_text(f"#!/bin/sh\ncat <<'END_OF_OUTPUT'\n{output}\nEND_OF_OUTPUT\n")
+        shim.chmod(0o755)
+
+    def start_adbd(self) -> None:
+        """Start the device's adbd, confined to 127.0.0.1, and connect adb to it."""
+        self.start_adbd_only()
+        self.adb("connect", self.serial)
+        until(lambda: self.adb("-s", self.serial, "get-state").strip() == "device", 30, "adb connect")
+
+    def start_adbd_only(self) -> None:
+        """Start adbd; whoever waits for the device connects."""
+        libraries = f"/usr/lib/{TRIPLET}"
+        adbd = "/usr/lib/android-sdk/platform-tools/adbd"
+        command = [f"{libraries}/ld-linux-aarch64.so.1", "--preload", "/opt/loopback.so"]
+        command += ["--library-path", f"{libraries}:{libraries}/android", adbd]
+        self._start("adbd", self._inside(command), {"ADBD_PORT": str(self.adbd_port)}, self.adbd_port)
+
+    def start_sshd(self) -> None:
+        """Start the device's sshd on 127.0.0.1 with keys of its own."""
+        keys = self.device / "opt" / "ssh"
+        keys.mkdir(parents=True, exist_ok=True)
+        for name in ("host", "user"):
+            if not (keys / name).exists():
+                self._tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+        shutil.copy(keys / "user.pub", keys / "authorized_keys")
+        shutil.copy(keys / "user", self.work / "key")
+        (self.work / "key").chmod(0o600)
+        options = {
+            "HostKey": "/opt/ssh/host",
+            "AuthorizedKeysFile": "/opt/ssh/authorized_keys",
+            "ListenAddress": f"127.0.0.1:{self.ssh_port}",
+            "PasswordAuthentication": "no",
+            "UsePAM": "no",
+            "StrictModes": "no",
+            "PidFile": "none",
+        }
+        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        self._start("sshd", self._inside(["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *words]), {}, self.ssh_port)
+        kind, key, *_ = (keys / "host.pub").read_text().split()
+        (self.work / "known_hosts").write_text(f"[127.0.0.1]:{self.ssh_port} {kind} {key}\n")
+
+    def stop(self, name: str) -> None:
+        """Kill a server with all that it started."""
+        process = self._running.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        """Stop everything and forget the device's files."""
+        if self.adb_started:
+            self.adb("kill-server")
+        for name in list(self._running):
+            self.stop(name)
+
+    adb_started = False
+
+    def adb(self, *words: str) -> str:
+        """Run adb and return what it prints."""
+        self.adb_started = True
+        done = subprocess.run(
+            [str(self.bin / "adb"), *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
+    def files(self) -> list[str]:
+        """What lies where devices let us write."""
+        places = (self.device / "data" / "local" / "tmp", self.device / "root")
+        return sorted(path.name for place in places for path in place.iterdir())
+
+    def processes(self) -> list[str]:
+        """Command lines of the emulated processes that are no server."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                inside = os.readlink(place / "root") == str(self.device)
+                words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if inside and words and not re.search(r"adbd|sshd|arm64\.py", words):
+                found.append(words)
+        return found
+
+    def _inside(self, command: list[str]) -> list[str]:
+        emulator = self.root / "emulator" / "usr" / "bin" / "qemu-aarch64"
+        system = ["--sys", str(self.system)] if self.system else []
+        return [sys.executable, str(HERE / "arm64.py"), str(self.device), str(emulator), *system, *command]
+
+    def _start(self, name: str, command: list[str], more: Mapping[str, str], port: int) -> None:
+        with (self.work / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **more},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(lambda: listening(port), 60, f"{name} on port {port}")
+        if not listening(port) <= LOOPBACK:
+            self.stop(name)
+            raise RuntimeError(f"{name} listens on {listening(port)}, not on 127.0.0.1 alone")
+
+    def _tool(self, name: str, *words: str) -> str:
+        program = self.root / "host" / "usr" / "bin" / name
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.host_libraries)}
+        return subprocess.run(
+            [str(program), *words], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    def _write_programs(self) -> None:
+        """Wrappers for adb, ssh and the cross compiler; and the library that confines adbd."""
+        host = self.root / "host" / "usr"
+        adb = host / "lib" / "android-sdk" / "platform-tools" / "adb"
+        libraries = f"{self.host_libraries}:{self.host_libraries / 'android'}"
+        config = (
+            f"-o UserKnownHostsFile={self.work / 'known_hosts'} -i {self.work / 'key'} -o IdentitiesOnly=yes -F none"
+        )
+        programs = {
+            "adb": f"HOME={self.work} LD_LIBRARY_PATH={libraries} exec {adb}",
+            "ssh": f"exec {shutil.which('ssh') or host / 'bin' / 'ssh'} {config}",
+            "scp": "exit 1",
+        }
+        for tool in ("g++", "readelf"):
+            program = host / "bin" / f"{TRIPLET}-{tool}"
+            programs[program.name] = f"LD_LIBRARY_PATH={self.host_libraries} exec {program}"
+        for name, text in programs.items():
+            (self.bin / name).write_text(f'#!/bin/sh\n{text} "$@"\n')
+            (self.bin / name).chmod(0o755)
+        library = self.device / "opt" / "loopback.so"
+        if not library.exists():
+            source = HERE / "loopback.c"
+            words = [
+                str(self.bin / f"{TRIPLET}-g++"),
+                "-x",
+                "c",
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-o",
+                str(library),
+                str(source),
+            ]
+            subprocess.run(words, check=True)

@@ -1,0 +1,243 @@
+"""Folder and process on a device, driven over this machine's shell: checked, followed over breaks, and nothing left."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from device_bench.devices import _link, _process
+from device_bench.devices._link import Lost, quote
+from device_bench.devices._process import Interrupted, Process, Watch, kill_all
+from device_bench.devices._workspace import Workspace
+from tests.shell_link import ShellLink
+from vlm.errors import CheckFailed, UserError
+
+NASTY = ["a b", "$(touch x)", "`id`", "'", '"', "\\", "*", ";", "&", "|", "\n", "-n", "", "é€", "~", "#"]
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> ShellLink:
+    monkeypatch.setattr(_link, "POLL_S", 0.001)
+    return ShellLink()
+
+
+@pytest.fixture
+def space(link: ShellLink, tmp_path: Path) -> Workspace:
+    return Workspace(link, str(tmp_path / "device"))
+
+
+def test_exit_code_output_and_errors_of_a_script_are_kept_apart(link: ShellLink) -> None:
+    done = link.run("echo out; echo err >&2; exit 7")
+    assert (done.code, done.out, done.err) == (7, "out\n", "err\n")
+
+
+def test_words_arrive_as_they_were_given(link: ShellLink) -> None:
+    assert link.words("printf", "%s\\0", *NASTY).out.split("\0")[:-1] == NASTY
+
+
+def test_a_connection_that_breaks_is_not_taken_for_the_end_of_a_script(link: ShellLink) -> None:
+    link.breaks = 1
+    with pytest.raises(Lost, match="closed"):
+        link.run("true")
+
+
+def test_a_device_that_does_not_answer_in_time_is_lost(link: ShellLink) -> None:
+    with pytest.raises(Lost, match=r"no answer in 0\.2 s"):
+        link.run("exec sleep 5", timeout_s=0.2)
+    with pytest.raises(Lost, match=r"silent for 0\.2 s"):
+        list(link.follow("exec sleep 5", 0.2))
+
+
+def test_only_what_changed_is_sent(space: Workspace, link: ShellLink, tmp_path: Path) -> None:
+    files = {f"model/{name}": tmp_path / name for name in ("a.bin", "b.bin")}
+    for file in files.values():
+        file.write_text(file.name)
+    assert space.push(files) == ["model/a.bin", "model/b.bin"]
+    assert space.push(files) == []
+    (tmp_path / "b.bin").write_text("other")
+    assert space.push(files) == ["model/b.bin"]
+    space.pull("model/b.bin", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "other"
+
+
+def test_a_file_that_arrives_damaged_is_refused(space: Workspace, link: ShellLink, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_text("content")
+    link.damage = True
+    with pytest.raises(UserError, match=r"a\.bin arrived with another SHA-256"):
+        space.push({"a.bin": tmp_path / "a.bin"})
+
+
+def test_a_send_that_breaks_is_repeated_when_the_device_is_back(
+    space: Workspace, link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_text("content")
+    send = link.send
+
+    def break_once(file: Path, to: str, timeout_s: float) -> None:
+        monkeypatch.setattr(link, "send", send)
+        link.breaks = 2
+        raise Lost("closed")
+
+    monkeypatch.setattr(link, "send", break_once)
+    assert space.push({"a.bin": tmp_path / "a.bin"}) == ["a.bin"]
+    assert link.revived == 2
+
+
+def test_a_full_device_is_told_before_anything_is_sent(
+    space: Workspace, link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"0" * 5_000_000)
+    (tmp_path / "df").write_text(
+        "#!/bin/sh\necho Filesystem 1K-blocks Used Available Use% Mounted on\necho /dev/x 9 8 3072 90% /data\n"
+    )
+    (tmp_path / "df").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"the device is full: 5 MiB are needed.*3 MiB are free"):
+        space.push({"a.bin": tmp_path / "a.bin"})
+    assert link.sent == []
+
+
+def test_a_device_that_fills_up_while_sending_is_told_as_full(
+    space: Workspace, link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_text("content")
+
+    def full(file: Path, to: str, timeout_s: float) -> None:
+        raise UserError("adb: error: failed to copy: remote couldn't write: No space left on device")
+
+    monkeypatch.setattr(link, "send", full)
+    with pytest.raises(UserError, match="the device is full"):
+        space.push({"a.bin": tmp_path / "a.bin"})
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "a b", "-", ".", "..", "a\nb", "$(id)", "", "a//b"]
+)
+def test_no_name_leads_out_of_the_folder(space: Workspace, name: str) -> None:
+    if name == "-":
+        assert space.path(name).endswith("/-")
+        return
+    with pytest.raises(UserError, match="cannot be a file's name"):
+        space.path(name)
+
+
+@pytest.mark.parametrize("root", ["/", "", "relative/x", "/data", "/data/../x", "/data/a b", "/data/x;id"])
+def test_a_folder_that_is_not_plain_is_never_worked_in(link: ShellLink, root: str) -> None:
+    with pytest.raises(UserError, match="no folder that can be worked in"):
+        Workspace(link, root)
+
+
+class Heard:
+    """What a followed process told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.times: list[float] = []
+
+    def watch(self, interval_s: float = 0.05) -> Watch:
+        return Watch("echo reading", interval_s, self.lines.append, lambda time, lines: self.times.append(time))
+
+
+def start(link: ShellLink, folder: Path, script: str, timeout_s: float = 30) -> Process:
+    folder.mkdir(exist_ok=True)
+    return Process(link, str(folder), ["sh", "-c", script], timeout_s)
+
+
+def alive(folder: Path) -> list[str]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if Path(os.readlink(place)).is_relative_to(folder):
+                found.append(place.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+COUNT = "for i in 1 2 3 4 5 6 7 8; do echo line $i >>results.txt; sleep 0.05; done; exit 5"
+
+
+def test_a_process_is_followed_line_by_line_to_its_exit_code(link: ShellLink, tmp_path: Path) -> None:
+    heard = Heard()
+    ended = start(link, tmp_path / "job", COUNT).follow(heard.watch())
+    assert (ended.code, ended.late) == (5, False)
+    assert heard.lines == [f"line {i}" for i in range(1, 9)]
+    assert len(heard.times) > 2 and heard.times == sorted(heard.times)
+    kill_all(link, str(tmp_path / "job"))
+    assert alive(tmp_path / "job") == []
+
+
+def test_a_connection_that_breaks_loses_no_line_and_doubles_none(link: ShellLink, tmp_path: Path) -> None:
+    heard = Heard()
+    link.cut_after = [1, 4, 2, 7, 3]
+    ended = start(link, tmp_path / "job", COUNT).follow(heard.watch())
+    assert ended.code == 5 and link.cut_after == []
+    assert heard.lines == [f"line {i}" for i in range(1, 9)]
+
+
+def test_a_process_that_is_late_is_killed_with_its_children(link: ShellLink, tmp_path: Path) -> None:
+    heard = Heard()
+    ended = start(link, tmp_path / "job", "sleep 60 & sleep 60", timeout_s=1).follow(heard.watch())
+    assert ended.late and ended.code is None
+    kill_all(link, str(tmp_path / "job"))
+    assert alive(tmp_path / "job") == []
+
+
+def test_killing_ends_children_that_left_the_session(link: ShellLink, tmp_path: Path) -> None:
+    process = start(link, tmp_path / "job", "setsid sleep 60 & sleep 60")
+    until = time.monotonic() + 10
+    while len(alive(tmp_path / "job")) < 4 and time.monotonic() < until:
+        pass
+    process.kill()
+    assert alive(tmp_path / "job") == []
+
+
+def test_killing_touches_no_process_of_a_folder_with_a_similar_name(link: ShellLink, tmp_path: Path) -> None:
+    start(link, tmp_path / "jobs", "sleep 60")
+    start(link, tmp_path / "jXb", "sleep 60")
+    kill_all(link, str(tmp_path / "job"))
+    kill_all(link, str(tmp_path / "j.b"))
+    assert alive(tmp_path / "jobs") and alive(tmp_path / "jXb")
+    kill_all(link, str(tmp_path))
+    assert not alive(tmp_path)
+
+
+def test_a_process_that_a_restart_took_away_is_interrupted(
+    link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(link, tmp_path / "job", "sleep 60")
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr(_process, "BOOT", str(tmp_path / "boot"))
+    link.cut_after = [1]
+    with pytest.raises(Interrupted):
+        process.follow(Heard().watch())
+    kill_all(link, str(tmp_path / "job"))
+
+
+def test_a_process_that_was_killed_has_no_exit_code(link: ShellLink, tmp_path: Path) -> None:
+    process = start(link, tmp_path / "job", "sleep 60")
+    kill_all(link, str(tmp_path / "job"))
+    ended = process.follow(Heard().watch())
+    assert ended.code is None and not ended.late
+
+
+def test_a_process_that_cannot_start_says_so(link: ShellLink, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="did not start"):
+        Process(link, str(tmp_path / "missing"), ["true"], 10)
+
+
+def test_words_of_a_process_arrive_as_they_were_given(link: ShellLink, tmp_path: Path) -> None:
+    folder = tmp_path / "it's $HOME"
+    folder.mkdir()
+    process = Process(link, str(folder), ["sh", "-c", 'printf "%s\\0" "$@" >words', "sh", *NASTY], 30)
+    assert process.follow(Heard().watch()).code == 0
+    assert (folder / "words").read_text().split("\0")[:-1] == NASTY
+    assert quote(str(folder)) != str(folder)
+
+
+def test_removing_the_folder_is_checked(space: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_text("x")
+    space.push({"deep/er/a.bin": tmp_path / "a.bin"})
+    space.remove()
+    assert not Path(space.root).exists()
