@@ -42,8 +42,8 @@ lint: $(INSTALLED) ## ruff and mypy
 gate: $(INSTALLED) ## compare runs/tiny with baselines/tiny.json; exit 1 on a regression
 	$(BIN)/pocketvlm gate runs/tiny/report/report.json --baseline baselines/tiny.json --allowances configs/gate.yaml
 
-baseline: $(INSTALLED) ## make runs/tiny the baseline that `make gate` compares with
-	$(BIN)/pocketvlm report runs/tiny --out runs/tiny/report --baseline baselines/tiny.json
+baseline: $(INSTALLED) ## show what changed, then make runs/tiny the baseline that `make gate` compares with
+	$(BIN)/pocketvlm gate runs/tiny/report/report.json --baseline baselines/tiny.json --allowances configs/gate.yaml --update
 
 teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes as long as it needs)
 	$(BIN)/python -m distill.tower --out runs/tower-cells --steps 1300 --threads 1

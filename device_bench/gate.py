@@ -9,41 +9,38 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from device_bench.judge import (
     PRESENCE,
     Allowances,
     Check,
-    Entry,
     State,
     Tree,
-    accuracy_checks,
     latency_checks,
     memory_check,
     parity_check,
     size_check,
 )
-from device_bench.metrics import LATENCY_NAMES
+from device_bench.judge_accuracy import Compared, Entry, Flip, accuracy_checks, compare
 from vlm.errors import UserError
 from vlm.folders import write_atomic
 
 SEVERITY: tuple[State, ...] = ("regression", "cannot judge", "pass")
 EXIT_CODES: dict[State, int] = {"pass": 0, "regression": 1, "cannot judge": 2}
-# What a baseline in git keeps of an artifact and of a bench: all that the gate reads but samples and answers.
-ARTIFACT_KEYS = ("name", "format", "precision", "bytes", "parity")
-BENCH_KEYS = ("device", "valid", "invalid_because", *LATENCY_NAMES, "peak_rss_mb", "accuracy", "reasons")
 GATE = Path("stages") / "gate.json"  # where a run folder keeps its last verdict
-COLUMNS = ("what", "metric", "baseline", "new", "change", "allowed", "verdict")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a comparison; `ignored` names the groups that were not judged, `notes` what had no counterpart."""
+    """All checks of a comparison.
+
+    `ignored` names the groups that were not judged, `notes` what had no counterpart, and `compared` is what the checks
+    of accuracy were made from, with the answers that changed.
+    """
 
     checks: list[Check]
     ignored: list[str]
     notes: list[str]
+    compared: list[Compared]
 
     @property
     def state(self) -> State:
@@ -70,6 +67,7 @@ class Verdict:
             "ignored": self.ignored,
             "notes": self.notes,
             "checks": [asdict(check) for check in self.checks],
+            "flipped": {each.where: _flipped(each.flips) for each in self.compared},
         }
 
 
@@ -87,17 +85,34 @@ def gate(new: Tree | Path, baseline: Path, allowances: Allowances, folder: Path 
     if isinstance(new, Path):
         new, folder = read_report(new)
     old, old_folder = read_report(baseline)
-    checks: list[Check] = []
-    student = [(report.get("models") or {}).get("student") for report in (old, new)]
-    if student[0]:
-        checks += accuracy_checks("student", Entry(student[0], old_folder), Entry(student[1] or {}, folder), allowances)
+    pairs: list[tuple[str, Entry, Entry]] = []
+    students = [(report.get("models") or {}).get("student") for report in (old, new)]
+    if students[0]:
+        pairs.append(("student", Entry(students[0], old_folder), Entry(students[1] or {}, folder)))
     counterparts = {artifact_name(artifact): artifact for artifact in new["artifacts"]}
+    checks: list[Check] = []
     for artifact in old["artifacts"]:
         counterpart = counterparts.pop(artifact_name(artifact), None)
-        checks += _artifact_checks(artifact, counterpart, (old_folder, folder), allowances)
+        found, benches = _artifact_checks(artifact, counterpart, (old_folder, folder), allowances)
+        checks += found
+        pairs += benches
     notes = [f"{name} is new: the baseline has no such artifact" for name in counterparts]
+    return _verdict(checks, pairs, notes, allowances)
+
+
+def _verdict(
+    checks: list[Check], pairs: list[tuple[str, Entry, Entry]], notes: list[str], allowances: Allowances
+) -> Verdict:
     ignored = [str(group) for group in allowances.ignore]
-    return Verdict([check for check in checks if check.group not in ignored], ignored, notes)
+    outcomes = [] if "accuracy" in ignored else [compare(*pair) for pair in pairs]
+    compared = [outcome for outcome in outcomes if isinstance(outcome, Compared)]
+    unknown = [outcome for outcome in outcomes if isinstance(outcome, Check)]
+    checks = [*accuracy_checks(compared, allowances), *unknown, *checks]
+    return Verdict([check for check in checks if check.group not in ignored], ignored, notes, compared)
+
+
+def _flipped(flips: list[Flip]) -> dict[str, int]:
+    return {"lost": sum(flip.points < 0 for flip in flips), "won": sum(flip.points > 0 for flip in flips)}
 
 
 def save(verdict: Verdict, new: Path) -> None:
@@ -142,26 +157,6 @@ def read_report(path: Path) -> tuple[Tree, Path]:
     return tree, file.parent
 
 
-def slim(report: Tree) -> Tree:
-    """The part of a report that a baseline in git needs: what the gate and README.md's figures are made from, without
-    paths to samples and answers."""
-    artifacts = [
-        {
-            **{key: artifact.get(key) for key in ARTIFACT_KEYS},
-            "benches": [{key: bench.get(key) for key in BENCH_KEYS} for bench in artifact["benches"]],
-        }
-        for artifact in report["artifacts"]
-    ]
-    models = {who: {"accuracy": model["accuracy"]} for who, model in report["models"].items() if model.get("accuracy")}
-    return {
-        "schema": 1,
-        "run": report.get("run"),
-        "models": models,
-        "artifacts": artifacts,
-        "gate": None,
-    }
-
-
 def artifact_name(artifact: Tree) -> str:
     """The folder's name, "<format>-<precision>"."""
     return str(artifact.get("name") or f"{artifact['format']}-{artifact['precision']}")
@@ -170,32 +165,36 @@ def artifact_name(artifact: Tree) -> str:
 Folders = tuple[Path | None, Path | None]  # where the baseline and the new report lie
 
 
-def _artifact_checks(old: Tree, new: Tree | None, folders: Folders, allowances: Allowances) -> list[Check]:
+Benches = list[tuple[str, Entry, Entry]]  # name and device, baseline, new
+
+
+def _artifact_checks(
+    old: Tree, new: Tree | None, folders: Folders, allowances: Allowances
+) -> tuple[list[Check], Benches]:
     name = artifact_name(old)
     if new is None:
-        return [_missing(name, "the new report has no such artifact")]
-    checks = [*parity_check(name, old, new), *size_check(name, old, new, allowances)]
+        return [_missing(name, "the new report has no such artifact")], []
+    checks, benches = [*parity_check(name, old, new), *size_check(name, old, new, allowances)], []
     for bench in old["benches"]:
-        checks += _bench_checks(name, bench, new["benches"], folders, allowances)
-    return checks
+        where = f"{name} on {bench['device'].get('name') or bench['device'].get('kind')}"
+        found = _counterpart(bench["device"], new["benches"])
+        if why := _unusable(name, bench, found):
+            checks.append(_missing(where, why))
+        elif found:
+            benches.append((where, Entry(bench, folders[0]), Entry(found, folders[1])))
+            checks += latency_checks(where, bench, found, allowances)
+            checks += memory_check(where, bench, found, allowances)
+    return checks, benches
 
 
-def _bench_checks(
-    name: str, old: Tree, candidates: list[Tree], folders: Folders, allowances: Allowances
-) -> list[Check]:
-    device = old["device"]
-    where = f"{name} on {device.get('name') or device.get('kind')}"
-    found = _counterpart(device, candidates)
-    if found is None:
-        return [_missing(where, f"the new report has no bench of {name} on a {device.get('kind')}")]
-    for record, which in ((old, "baseline"), (found, "new")):
+def _unusable(name: str, old: Tree, new: Tree | None) -> str:
+    """Why two benches cannot be compared at all; "" if they can."""
+    if new is None:
+        return f"the new report has no bench of {name} on a {old['device'].get('kind')}"
+    for record, which in ((old, "baseline"), (new, "new")):
         if not record.get("valid", True):
-            return [_missing(where, f"the {which} measurement is invalid: {record.get('invalid_because')}")]
-    return [
-        *accuracy_checks(where, Entry(old, folders[0]), Entry(found, folders[1]), allowances),
-        *latency_checks(where, old, found, allowances),
-        *memory_check(where, old, found, allowances),
-    ]
+            return f"the {which} measurement is invalid: {record.get('invalid_because')}"
+    return ""
 
 
 def _counterpart(device: Tree, candidates: list[Tree]) -> Tree | None:
@@ -209,40 +208,7 @@ def _missing(where: str, why: str) -> Check:
     return Check(where, PRESENCE, "-", None, None, None, "", None, "cannot judge", why)
 
 
-def markdown(verdict: Verdict) -> str:
-    """The verdict as Markdown for a pull request: the reasons, and every check folded away."""
-    lines = [f"### Gate: {verdict.state}", "", *(f"* {reason}" for reason in verdict.reasons)]
-    lines += [f"* not judged: {', '.join(verdict.ignored)}"] if verdict.ignored else []
-    lines += [f"* {note}" for note in verdict.notes]
-    lines += ["", f"<details><summary>{len(verdict.checks)} checks</summary>", ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in _cells(check))} |" for check in verdict.checks]
-    return "\n".join([*lines, "", "</details>", ""])
-
-
-def table(verdict: Verdict) -> Table:
-    """The verdict as a terminal table, regressions first, passes last."""
-    colour = {"pass": "green", "regression": "red", "cannot judge": "yellow"}
-    drawn = Table(title=f"Gate: {verdict.state}", title_style=colour[verdict.state])
-    for column in COLUMNS:
-        drawn.add_column(column, justify="right" if column in ("baseline", "new", "change", "allowed") else "left")
-    for check in sorted(verdict.checks, key=lambda check: SEVERITY.index(check.state)):
-        drawn.add_row(*_cells(check), style=None if check.state == "pass" else colour[check.state])
-    return drawn
-
-
-def _cells(check: Check) -> list[str]:
-    change = "" if check.change is None else f"{check.change:+g} {check.unit}"
-    allowed = "" if check.allowed is None else f"{check.allowed:g}"
-    state = f"{check.state}: {check.why}" if check.state != "pass" and check.why else check.state
-    return [check.where, check.metric, _number(check.baseline), _number(check.new), change, allowed, state]
-
-
 def _line(check: Check) -> str:
     change = "" if check.change is None else f" {check.change:+g} {check.unit} (allowed {check.allowed:g})"
     why = f": {check.why}" if check.why else ""
     return f"{check.state}: {check.where}, {check.metric}{change}{why}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -14,6 +14,7 @@ from vlm.data.records import load_image
 from vlm.errors import UserError
 
 TABLE = "table:"
+THUMBNAIL = 160
 LONGEST_INDEX = 64  # characters; a shorter cell names the row whose picture it shares (VLMEvalKit)
 
 
@@ -33,6 +34,19 @@ def load_picture(reference: str) -> Image.Image:
             return image.convert("RGB")
     except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as error:
         raise UserError(f"{path}: the picture at bytes {place} is unreadable ({error}). Download it again.") from error
+
+
+def thumbnail(reference: str) -> str:
+    """A picture as a data URI, at most THUMBNAIL pixels wide and high.
+
+    Raises:
+        UserError: the picture is missing or unreadable.
+    """
+    image = load_picture(reference)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def table_rows(path: Path) -> list[tuple[Row, str]]:

@@ -1,10 +1,11 @@
-"""Comparing two models on the same questions: paired differences, exact McNemar, several seeds. NumPy only.
+"""Comparing two models on the same questions: paired differences, exact tests, several seeds. NumPy only.
 
 Everywhere `a` is what was there before (baseline, undistilled) and `b` what is judged; points = score(b) - score(a).
 """
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TypedDict
 
 import numpy as np
@@ -14,16 +15,24 @@ from device_bench.resampling import LEVEL, bootstrap_p, percentiles, resampled_w
 from device_bench.tasks.base import Sample
 from vlm.errors import UserError
 
-# Families whose score is the mean of independent right-or-wrong answers, so that McNemar's test is exact.
-MCNEMAR = ("gqa", "scienceqa")
+# Families whose score is the mean of the answers' credits, so that sign flips of whole images are an exact test.
+EXACT = ("gqa", "scienceqa", "textvqa")
+MCNEMAR, CLUSTERED, BOOTSTRAP = "McNemar", "McNemar over images", "bootstrap over images"
+CREDIT_STEPS = 10  # credits are whole multiples of 1 / CREDIT_STEPS
 
 
 class Difference(TypedDict):
-    """A paired difference in points of percent; `test` names what gave p."""
+    """A paired difference in points of percent.
+
+    `p` is two-sided, `p_drop` one-sided: how likely a drop as large as this one is where nothing got worse. `error` is
+    the standard error in points, `test` names what gave the p values, and `n` counts the answers that are scored.
+    """
 
     points: float
     ci95: list[float]
     p: float
+    p_drop: float
+    error: float
     test: str
     n: int
 
@@ -45,8 +54,9 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
         a: answers of the first model.
         b: answers of the second, in any order.
     Returns:
-        For "avg" and each family the points b - a, the 95 % interval of a bootstrap over images that draws the same
-        images for both, and a two-sided p: exact McNemar for plain accuracies, else from the bootstrap.
+        For "avg" and each family the points b - a with the 95 % interval of a bootstrap over images that draws the same
+        images for both. The p values are exact for plain accuracies, else from the bootstrap: McNemar's test where
+        every image has one question, and the same with whole images in place of questions where some have more.
     Raises:
         UserError: the questions are not the same.
     """
@@ -57,16 +67,65 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
     plain = _differences(first, second, np.ones((1, len(first.images))))
     result: dict[str, Difference] = {}
     for name, values in resampled.items():
-        members = [(x, y) for x, y in zip(a, b, strict=True) if name in ("avg", x.family)]
-        exact = name in MCNEMAR
+        points, error = float(plain[name][0]), float(np.std(values, ddof=1))
+        if name in EXACT:
+            changes = np.rint(CREDIT_STEPS * (second.sums[name][:, 0] - first.sums[name][:, 0])).astype(int)  # [I]
+            not_worse, not_better = sign_flips(changes)
+            p, p_drop = min(1.0, 2 * min(not_worse, not_better)), not_worse
+            scored = int(first.sums[name][:, 1].sum())
+            test = MCNEMAR if first.sums[name][:, 1].max() <= 1 else CLUSTERED
+        else:
+            p, p_drop, test = bootstrap_p(values), normal_p_drop(points, error), BOOTSTRAP
+            scored = sum(name in ("avg", sample.family) for sample in a)
         result[name] = {
-            "points": round(float(plain[name][0]), 4),
+            "points": round(points, 4),
             "ci95": [round(value, 4) for value in percentiles(values)],
-            "p": mcnemar(*flips(members)) if exact else bootstrap_p(values),
-            "test": "McNemar" if exact else "bootstrap over images",
-            "n": len(members),
+            "p": p,
+            "p_drop": p_drop,
+            "error": round(error, 6),
+            "test": test,
+            "n": scored,
         }
     return result
+
+
+def sign_flips(changes: np.ndarray) -> tuple[float, float]:
+    """Exact test of "as often better as worse": each image's change could as well have had the other sign.
+
+    For changes of -1, 0 and 1 this is McNemar's exact test (McNemar 1947); for sums over several questions it is
+    Fisher's randomisation test with the image as the unit, which holds however alike an image's questions are.
+
+    Args:
+        changes: change of each image's sum of credits, whole numbers, [I].
+    Returns:
+        (probability of a sum as low as this one or lower, probability of one as high or higher).
+    """
+    sizes = np.abs(changes[changes != 0])
+    if len(sizes) and (sizes == sizes[0]).all():
+        lost, won = int((changes < 0).sum()), int((changes > 0).sum())
+        return binomial_tail(won, lost + won), binomial_tail(lost, lost + won)
+    chances = np.ones(1)  # of each count of units that are gained, in steps of one unit
+    for size in sizes.tolist():
+        grown = np.zeros(len(chances) + size)
+        grown[: len(chances)] += chances / 2
+        grown[size:] += chances / 2
+        chances = grown
+    gained = int(changes[changes > 0].sum())
+    return float(chances[: gained + 1].sum()), float(chances[gained:].sum())
+
+
+def binomial_tail(most: int, count: int) -> float:
+    """Probability of at most `most` heads in `count` throws of a coin, from exact integers."""
+    term = tail = 1
+    for k in range(min(most, count)):
+        term = term * (count - k) // (k + 1)
+        tail += term
+    return min(1.0, float(Fraction(tail, 1 << count)))
+
+
+def normal_p_drop(points: float, error: float) -> float:
+    """One-sided p of a drop from its standard error; 1 where the error is unknown (all resamples agree)."""
+    return math.erfc(-points / error / math.sqrt(2)) / 2 if error > 0 else 1.0
 
 
 def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -90,25 +149,6 @@ def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[S
             raise UserError(f"question {' '.join(key)} differs between the runs: another version of the data.")
     order = sorted(first)
     return [first[key] for key in order], [second[key] for key in order]
-
-
-def flips(members: Sequence[tuple[Sample, Sample]]) -> tuple[int, int]:
-    """How many questions only the first model had right, and how many only the second."""
-    lost = sum(x.correct > y.correct for x, y in members)
-    won = sum(x.correct < y.correct for x, y in members)
-    return lost, won
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p of McNemar's test: the smaller of two binomial tails at one half, doubled (McNemar 1947)."""
-    flipped = lost + won
-    if flipped == 0:
-        return 1.0
-    term = tail = 1  # binomial coefficients are exact integers
-    for k in range(min(lost, won)):
-        term = term * (flipped - k) // (k + 1)
-        tail += term
-    return min(1.0, float(2 * tail / (1 << flipped)))
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

@@ -12,8 +12,8 @@ import typer
 from pydantic import BaseModel
 from typer.main import get_command
 
+from device_bench.baseline import slim
 from device_bench.config import BenchConfig
-from device_bench.gate import slim
 from device_bench.judge import Allowances
 from device_bench.report import build
 from distill.config import DistillConfig

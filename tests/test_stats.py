@@ -2,13 +2,24 @@
 
 import math
 import random
+from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_bench.evaluate import grade, scenes_questions, score
+from device_bench.power import needed_from, questions_needed, smallest_drop
 from device_bench.resampling import interval, resampled_weights, wilson
-from device_bench.stats import holm, mcnemar, paired_difference, paired_seeds, t_interval, t_quantile
+from device_bench.stats import (
+    holm,
+    paired_difference,
+    paired_seeds,
+    sign_flips,
+    t_interval,
+    t_quantile,
+)
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.errors import UserError
 
@@ -33,12 +44,24 @@ def test_wilson_matches_the_textbook() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_mcnemar_is_the_exact_binomial_test() -> None:
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(5, 5) == 1.0
-    assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
-    assert mcnemar(9, 1) == mcnemar(1, 9)
-    assert 0 < mcnemar(900, 1100) < 1e-4
+def flips(lost: int, won: int) -> tuple[float, float]:
+    return sign_flips(np.array([-1] * lost + [1] * won + [0] * 7))
+
+
+def test_sign_flips_of_single_questions_are_mcnemars_binomial_test() -> None:
+    assert flips(0, 0) == (1.0, 1.0)
+    assert flips(5, 5)[0] == flips(5, 5)[1] > 0.5
+    assert flips(9, 1) == pytest.approx(((1 + 10) / 2**10, 1 - 1 / 2**10))
+    assert flips(9, 1) == flips(1, 9)[::-1]
+    assert 0 < flips(1100, 900)[0] < 1e-5
+
+
+@given(changes=st.lists(st.integers(-4, 4), max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_sign_flips_of_images_count_every_assignment_of_signs(changes: list[int]) -> None:
+    sums = [sum(s * c for s, c in zip(signs, changes, strict=True)) for signs in product((-1, 1), repeat=len(changes))]
+    low, high = (sum(test(s, sum(changes)) for s in sums) / len(sums) for test in (int.__le__, int.__ge__))
+    assert sign_flips(np.array(changes, dtype=int)) == pytest.approx((low, high))
 
 
 def test_holm_adjusts_in_steps() -> None:
@@ -92,7 +115,7 @@ def test_points_are_the_second_score_minus_the_first() -> None:
     found, scores = paired_difference(first, second), [score(s) for s in (first, second)]
     assert found["avg"]["points"] == pytest.approx(scores[1]["avg"]["score"] - scores[0]["avg"]["score"], abs=1e-3)
     assert found["avg"]["ci95"][0] > 0 and found["avg"]["p"] < 0.01
-    assert found["gqa"]["test"] == "McNemar"
+    assert (found["gqa"]["test"], found["scienceqa"]["test"]) == ("McNemar over images", "McNemar")
 
 
 def test_pairing_sees_what_independent_intervals_do_not() -> None:
@@ -132,3 +155,35 @@ def test_one_seed_has_no_t_interval_and_seeds_need_the_same_questions() -> None:
         paired_seeds([one, (fewer[0], fewer[1])])
     with pytest.raises(UserError, match="at least one seed"):
         paired_seeds([])
+
+
+def test_answers_about_one_image_that_flip_together_are_weaker_evidence() -> None:
+    before = [True] * 300
+    after = [n >= 12 for n in range(300)]
+    apart, together = (paired_difference(plain(before, size), plain(after, size))["gqa"] for size in (1, 6))
+    assert apart["points"] == together["points"] == -4
+    assert apart["p_drop"] == pytest.approx(2**-12) and together["p_drop"] == pytest.approx(2**-2)
+
+
+def test_scienceqas_text_only_questions_do_not_count_in_its_test() -> None:
+    asked = [BenchQuestion(str(n), f"{n}" if n < 20 else "", "scienceqa", "k", "", str(n), "?", "A") for n in range(60)]
+    before = [grade(q, "A") for q in asked]
+    after = [grade(q, "A" if q.image else "B") for q in asked]
+    found = paired_difference(before, after)["scienceqa"]
+    assert (found["points"], found["p"], found["n"]) == (0, 1, 20)
+
+
+def test_the_one_sided_p_is_small_for_a_drop_only() -> None:
+    worse, better = answers(0.4, 0), answers(0.8, 1)
+    for name, found in paired_difference(better, worse).items():
+        assert found["p_drop"] < 0.05 < paired_difference(worse, better)[name]["p_drop"]
+
+
+def test_power_says_how_many_questions_a_drop_takes() -> None:
+    assert questions_needed(2.0, 0.10) == math.ceil((1.6448536 + 1.6448536) ** 2 * (0.10 - 0.0004) / 0.0004)
+    assert questions_needed(2.0, 0.05) < questions_needed(1.0, 0.05) < questions_needed(1.0, 0.2)
+    before = [n % 10 < 7 for n in range(3000)]
+    after = [right != (n % 25 == 0) for n, right in enumerate(before)]
+    error = paired_difference(plain(before), plain(after))["gqa"]["error"]
+    assert error == pytest.approx(100 * math.sqrt(0.04 / 3000), rel=0.1)
+    assert needed_from(error, 3000, smallest_drop(error)) == 3000

@@ -15,13 +15,13 @@ def teacher_folder(run: Path) -> Path | None:
 def model_records(run: Path) -> Tree:
     """Size and accuracy of teacher, student and undistilled student."""
     return {
-        "teacher": _model(teacher_folder(run), "the run's config.yaml names no teacher that is on this machine"),
-        "student": _model(run / "student", "the run has no student checkpoint"),
-        "undistilled": _model(run / "undistilled", "the run trained no student without distillation"),
+        "teacher": _model(run, teacher_folder(run), "the run's config.yaml names no teacher that is on this machine"),
+        "student": _model(run, run / "student", "the run has no student checkpoint"),
+        "undistilled": _model(run, run / "undistilled", "the run trained no student without distillation"),
     }
 
 
-def _model(folder: Path | None, absent: str) -> Tree:
+def _model(run: Path, folder: Path | None, absent: str) -> Tree:
     if folder is None or not folder.is_dir():
         empty = dict.fromkeys(("params", "params_by_part", "accuracy"))
         return {**empty, "reasons": dict.fromkeys(empty, absent)}
@@ -31,6 +31,7 @@ def _model(folder: Path | None, absent: str) -> Tree:
         "params": sum(parts.values()) if parts else None,
         "params_by_part": parts,
         "accuracy": evaluation.get("accuracy"),
+        **_answers(run, folder),
     }
     why = {
         "params": "the checkpoint holds no safetensors file",
@@ -38,6 +39,12 @@ def _model(folder: Path | None, absent: str) -> Tree:
         "accuracy": f"{folder.name}/eval.json is missing: the checkpoint was not evaluated",
     }
     return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
+
+
+def _answers(run: Path, folder: Path) -> Tree:
+    """Where the answers of a model of this run lie, so that the gate can compare them question by question."""
+    path = evaluation_folder(folder) / "answers.jsonl"
+    return {"answers": path.relative_to(run).as_posix()} if path.is_file() and path.is_relative_to(run) else {}
 
 
 def distillation_worth(run: Path) -> Tree:

@@ -126,7 +126,7 @@ def line(score: TaskScore) -> str:
 def parse(answer: str, options: Sequence[str] = ()) -> str:
     """The letter of the option meant, "refused" for the letter Z, or "failed"."""
     letters = LETTERS[: len(options)] if options else LETTERS
-    if any(sentence in answer for sentence in REJECTIONS):
+    if NO_ANSWER not in answer and any(sentence in answer for sentence in REJECTIONS):
         return REFUSED
     return (
         (_letter(answer, letters) if NO_ANSWER not in answer else "")

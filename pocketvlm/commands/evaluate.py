@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from device_bench.tasks.base import Sample
 
 BUILT_IN = "scenes"
+AGAINST_COLUMNS = ["benchmark", "points", "95 % interval", "p corrected", "test", "answers", "lost", "won"]
 COLUMNS = ["benchmark", "score %", "95 % interval", "chance %", "answers"]
 # Longest answers: the built-in benchmark's are short; LLaVA's and MobileVLM's loader gives real ones 128.
 SHORT_ANSWER, LONG_ANSWER = 24, 128
@@ -26,6 +27,8 @@ def evaluate(
     tasks: Annotated[str, typer.Option("--tasks", "--task", help="Benchmarks, separated by commas.")] = BUILT_IN,
     data: Annotated[Path | None, typer.Option(help="Folder with the questions of real benchmarks.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Score these answers: ours, LLaVA's, VLMEvalKit's.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with these answers of ours, paired.")] = None,
+    only: Annotated[str | None, typer.Option(help="Ask only questions of this kind or category.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Test images of the built-in benchmark.")] = 150,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many questions of each benchmark.")] = None,
     seed: Annotated[int, typer.Option(help="Which questions --limit draws.")] = 0,
@@ -55,9 +58,31 @@ def evaluate(
         chosen = names(tasks) or []
         longest = max_new_tokens or (SHORT_ANSWER if chosen == [BUILT_IN] else LONG_ANSWER)
         out = out or RECORDS / f"{model.resolve().name}-{'-'.join(chosen)}.parquet"
-        settings = {"tasks": chosen, "scenes": scenes, "limit": limit, "seed": seed, "max_new_tokens": longest}
+        settings = {"tasks": chosen, "scenes": scenes, "only": only, "limit": limit, "seed": seed}
+        settings |= {"max_new_tokens": longest}
         accuracy, samples = _ask(_session(model, data, settings, threads, processes, out), out, quiet=as_json)
-    _show(accuracy, out, as_json)
+    _show(accuracy, _compare(against, samples) if against else {}, out, as_json)
+
+
+def _compare(against: Path, samples: list[Sample]) -> dict[str, Any]:
+    """Paired differences to other answers, p values corrected together, with the answers lost and won."""
+    from device_bench.judge_accuracy import flips
+    from device_bench.records import read_records
+    from device_bench.stats import holm, pair, paired_difference
+
+    before, after = pair(read_records(against), samples)
+    found = paired_difference(before, after)
+    corrected = holm({name: item["p"] for name, item in found.items() if name != "avg"})
+    changed = flips(against.name, before, after)
+    return {
+        name: {
+            **item,
+            "p_corrected": corrected.get(name, item["p"]),
+            "lost": sum(flip.points < 0 for flip in changed if name in ("avg", flip.family)),
+            "won": sum(flip.points > 0 for flip in changed if name in ("avg", flip.family)),
+        }
+        for name, item in found.items()
+    }
 
 
 def _read(predictions: Path, tasks: str, data: Path | None) -> tuple[Accuracy, list[Sample]]:
@@ -77,11 +102,16 @@ def _session(
     from device_bench.evaluate import questions, versions
     from device_bench.session import Session, weights_digest
     from device_bench.subset import subset
+    from vlm.errors import UserError
 
     asked = questions(settings["tasks"], settings["scenes"], data)
     header = {"model": weights_digest(model), "data": versions(asked), **settings}
+    if settings["only"]:
+        asked = [question for question in asked if settings["only"] in (question.kind, question.category)]
     if settings["limit"]:
         asked = subset(asked, settings["limit"], settings["seed"])
+    if not asked:
+        raise UserError(f"--only {settings['only']}: no question is of this kind or category.")
     journal = out.with_name(out.name + ".answers")
     return Session(model, asked, header, journal, settings["max_new_tokens"], threads, processes)
 
@@ -104,22 +134,41 @@ def _ask(session: Session, out: Path, *, quiet: bool) -> tuple[Accuracy, list[Sa
     return publish(score(samples), session.header["data"]), samples
 
 
-def _show(accuracy: Accuracy, out: Path | None, as_json: bool) -> None:
+def _show(accuracy: Accuracy, differences: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from pocketvlm.console import print_json, print_table
 
     if as_json:
-        print_json({"accuracy": accuracy, "answers": out})
+        print_json({"accuracy": accuracy, "answers": out, **({"against": differences} if differences else {})})
         return
     scores: dict[str, Any] = {**accuracy["tasks"], "average": accuracy["avg"]}
     print_table("", COLUMNS, [_row(name, found) for name, found in scores.items()])
     for name, found in accuracy["tasks"].items():
-        details = found["details"]
-        if "line" in details:
-            print(details["line"], f"  data: {details['data']['edition']}, {found['n']} answers scored", sep="\n")
-        if "unasked" in details:
-            print(f"{name}: {details['unasked']} questions did not fit into the context; they count as unanswered.")
+        for line in _notes(name, found):
+            print(line)
+    if differences:
+        print_table("difference", AGAINST_COLUMNS, [_difference(name, item) for name, item in differences.items()])
     if out:
         print(f"Answers: {out}")
+
+
+def _notes(name: str, found: Any) -> list[str]:
+    """The score as people publish it, which data it is of, and what was not asked."""
+    details, lines = found["details"], []
+    if "line" in details:
+        edition = details["data"]["edition"]
+        names = dict.fromkeys(edition.values() if isinstance(edition, dict) else [edition])
+        lines = [details["line"], f"  data: {'; '.join(names)} ({details['data']['questions']:,} questions)"]
+        if found["n"] < details["data"]["questions"]:
+            lines.append(f"  scored: {found['n']:,} answers of them")
+    if "unasked" in details:
+        lines.append(f"{name}: {details['unasked']} questions did not fit into the context; they count as unanswered.")
+    return lines
+
+
+def _difference(name: str, item: dict[str, Any]) -> list[str]:
+    low, high = item["ci95"]
+    values = [f"{item['points']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{item['p_corrected']:.3g}", item["test"]]
+    return ["average" if name == "avg" else name, *values, *(str(item[key]) for key in ("n", "lost", "won"))]
 
 
 def _row(name: str, found: dict[str, Any]) -> list[str]:
