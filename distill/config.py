@@ -102,6 +102,7 @@ class DistillConfig(Config):
     probe_steps: Count = 50
     stop_dead_terms: bool = True
     checkpoint_steps: Count = 200
+    log_steps: Count = 25
 
     @model_validator(mode="after")
     def _needs_teacher(self) -> "DistillConfig":

@@ -21,3 +21,8 @@ def rows_of(log: list[dict[str, Any]], stage: str, offset: int) -> list[dict[str
             }
         )
     return rows
+
+
+def curve_of(log: list[dict[str, Any]], offset: int) -> list[list[float]]:
+    """[step, loss] of the Trainer's log of one stage: means over the steps since the last."""
+    return [[offset + entry["step"], entry["loss"]] for entry in log if "loss" in entry]

@@ -53,6 +53,8 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The batches of one step, each told its share in the step's means (distill.shares)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.config.data_workers and self.state.global_step % self.config.log_steps == 0:
+            self.train_dataset.check()  # what the data workers could not read
         if batches and (self.args.world_size > 1 or len(batches) > 1):
             for batch, share in zip(batches, shares(self.module, batches, self.args), strict=True):
                 batch["shares"] = share
@@ -152,7 +154,7 @@ def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Pat
         use_cpu=not gpu,
         seed=config.seed,
         data_seed=config.seed,
-        logging_steps=25,
+        logging_steps=config.log_steps,
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
         save_only_model=False,

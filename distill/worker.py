@@ -17,7 +17,7 @@ import torch
 from distill.balance import reports
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.history import rows_of
+from distill.history import curve_of, rows_of
 from distill.launch import FAILURE, PARENT
 from distill.lora import merge_lora
 from distill.model import SUPERVISED, AlignKD
@@ -44,10 +44,12 @@ def train(config: DistillConfig, out: Path) -> None:
         data = _data(config, module, encoder, folder, who)
         offline(config, module, tokenizer_folder, data, encoder.max_length, who)
         steps = {stage.name: stage_steps(config, stage, rows, who) for stage, rows in data}
-        history, done = [], 0
+        history, curve, done = [], [], 0
         for stage, rows in data:
             plan = Plan(stage, rows, steps[stage.name], done, sum(steps.values()), work, folder / "tensorboard")
-            history += rows_of(train_stage(module, config, plan, clock, who), stage.name, done)
+            log = train_stage(module, config, plan, clock, who)
+            history += rows_of(log, stage.name, done)
+            curve += curve_of(log, done)
             module = rebuilt(module, config, plan, who)
             done += plan.steps
         if who.first:
@@ -60,6 +62,7 @@ def train(config: DistillConfig, out: Path) -> None:
                 "steps": done,
                 "terms": [SUPERVISED, *module.terms],
                 "rows": history,
+                "curve": curve,
                 "reports": reports(history) + left_out,
             }
             (folder / "history.json").write_text(json.dumps(tree))

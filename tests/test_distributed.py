@@ -1,0 +1,138 @@
+"""Two processes train what one does, and a run of which a process was killed goes on to the same weights.
+
+Everything runs on the CPU over the loopback, each process with one thread.
+"""
+
+import importlib.util
+import json
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import worker
+from distill.config import DistillConfig
+from distill.run import run
+from tests.tiny import save_random_checkpoint
+from vlm.errors import UserError
+
+STEPS = 20
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install -e '.[distill]'"
+)
+
+
+def _config(teacher: Path, **changes: object) -> DistillConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    stage = {
+        "name": "train",
+        "data": {"kind": "scene_captions", "count": 16},
+        "steps": STEPS,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+    }
+    tree = {
+        "teacher": str(teacher),
+        "student": {**sizes, "num_attention_heads": 2, "num_key_value_heads": 2},
+        "stages": [stage],
+        "attention": {},
+        "vision_tokens": {},
+        "logits": {"distance": "forward_kl"},
+        "precision": "fp32",
+        "log_steps": 1,
+        "probe_steps": 10,
+        "checkpoint_steps": 8,
+        **changes,
+    }
+    return DistillConfig.parse(tree, "test")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random teacher."""
+    return save_random_checkpoint(tmp_path_factory.mktemp("teacher") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def alone(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student trained by one process."""
+    out = tmp_path_factory.mktemp("alone") / "student"
+    worker.train(_config(teacher), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def zero2(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student trained by two processes with ZeRO-2, without interruption."""
+    return run(_config(teacher, processes=2, zero={"stage": 2}), tmp_path_factory.mktemp("zero2"))
+
+
+def _curve(student: Path) -> list[list[float]]:
+    return list(json.loads((student / "history.json").read_text())["curve"])
+
+
+def _equal(one: Path, other: Path) -> None:
+    assert len(_curve(one)) == STEPS
+    for (step, expected), (_, found) in zip(_curve(one), _curve(other), strict=True):
+        assert found == pytest.approx(expected, abs=1e-4), step
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], atol=1e-4), name
+
+
+def test_two_processes_train_what_one_does(teacher: Path, alone: Path, tmp_path: Path) -> None:
+    _equal(alone, run(_config(teacher, processes=2), tmp_path))
+
+
+def test_accumulation_trains_what_whole_batches_do(teacher: Path, alone: Path, tmp_path: Path) -> None:
+    config = _config(teacher)
+    stage = config.stages[0].model_copy(update={"gradient_accumulation": 4})
+    worker.train(config.model_copy(update={"stages": [stage]}), tmp_path / "student")
+    _equal(alone, tmp_path / "student")
+
+
+@NEEDS_DEEPSPEED
+def test_zero_2_trains_what_one_process_does(alone: Path, zero2: Path) -> None:
+    _equal(alone, zero2)
+
+
+@NEEDS_DEEPSPEED
+def test_zero_3_trains_what_one_process_does(teacher: Path, alone: Path, tmp_path: Path) -> None:
+    _equal(alone, run(_config(teacher, processes=2, zero={"stage": 3}), tmp_path))
+
+
+@NEEDS_DEEPSPEED
+def test_a_killed_process_is_said_and_the_run_goes_on_to_the_same_weights(
+    teacher: Path, zero2: Path, tmp_path: Path
+) -> None:
+    config = _config(teacher, processes=2, zero={"stage": 2})
+    killed = threading.Event()
+
+    def kill(share: float, _: str) -> None:
+        if share >= 0.5 and not killed.is_set():
+            killed.set()
+            for process in psutil.Process().children(recursive=True):
+                if str(tmp_path) in " ".join(process.cmdline()) and process.environ().get("RANK") == "1":
+                    process.kill()
+
+    with pytest.raises(UserError, match="a training process was killed"):
+        run(config, tmp_path, kill)
+    assert killed.is_set() and not (tmp_path / "student").exists()
+    _same_to_the_bit(zero2, run(config, tmp_path))
+
+
+def _same_to_the_bit(straight: Path, resumed: Path) -> None:
+    assert _curve(straight) == _curve(resumed)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (straight, resumed))
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(teacher: Path, tmp_path: Path) -> None:
+    config = _config(teacher)
+    stage = config.stages[0].model_copy(update={"gradient_accumulation": 3})
+    with pytest.raises(UserError, match="batch_size 4 found, a multiple of 1 processes x gradient_accumulation 3"):
+        worker.train(config.model_copy(update={"stages": [stage]}), tmp_path / "student")
