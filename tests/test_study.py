@@ -12,7 +12,7 @@ import yaml
 
 from distill.config import DistillConfig
 from pocketvlm import steps
-from pocketvlm.study import pool, reading
+from pocketvlm.study import pool
 from pocketvlm.study.config import StudyConfig, slug
 from pocketvlm.study.run import study
 from pocketvlm.study.summary import Study
@@ -41,7 +41,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in fake_study.MODULES:
         monkeypatch.setitem(sys.modules, name, fake_study.module(name))
     monkeypatch.setattr(steps, "code_version", " ".join)
-    monkeypatch.setattr(reading, "code_version", " ".join)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.chdir(ROOT)
     base = {"name": "base", "distill": {"student": __file__, "stages": [STAGE]}}
@@ -181,7 +180,7 @@ def test_nothing_is_read_before_everything_is_trained(file: Path) -> None:
 
 def test_new_code_reads_the_test_split_on_the_record(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(file, "split=test")
-    monkeypatch.setattr(reading, "code_version", lambda entries: "new")
+    monkeypatch.setattr(steps, "code_version", lambda entries: "new")
     result = run(file, "split=test")
     assert [entry["forced"] for entry in result["readings"]] == [False, False]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pocketvlm.sources import code_version, entries_of
 from pocketvlm.stamps import input_files, text_hash
 from pocketvlm.steps import named_paths
 from pocketvlm.study.config import StudyConfig
@@ -92,8 +91,3 @@ def study_hash(study: StudyConfig) -> str:
     files = [input_files(named_paths(run.distill)) for run in runs[:: len(study.seeds)]]
     configs = [run.distill.model_dump(mode="json", exclude={"threads"}) for run in runs]
     return text_hash([compared, questions, how, files, configs])
-
-
-def training_code() -> str:
-    """Hash of the sources that train."""
-    return code_version(["distill.run", "distill.worker", *entries_of("distill.losses")])

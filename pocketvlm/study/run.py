@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pocketvlm.pipeline import locked
 from pocketvlm.study import cells, pool
 from pocketvlm.study.curves import draw
-from pocketvlm.study.reading import Readings, study_hash, training_code
+from pocketvlm.study.reading import Readings, study_hash
 from pocketvlm.study.summary import STEPS, TIME, Comparison, Study, summarise, write
 from vlm.errors import CheckFailed
 from vlm.folders import write_atomic
@@ -67,7 +67,7 @@ def study(config: StudyConfig, file: Path, out: Path, quiet: bool = False, read_
             trained += train([cell for cell in comparisons[TIME] if cell not in at_steps])
         check_shared_start(trained)
         if config.split == "test":
-            readings.add(identity, training_code())
+            readings.add(identity, at_steps[0].training().products[0].inputs["code"])
         compared = {cell for group in comparisons.values() for cell in group}
         wanted = [cell for cell in trained if cell in compared]
         answered = set(do(config.split, wanted, lambda cell: cell.evaluation(config.split)))
