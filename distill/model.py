@@ -15,7 +15,7 @@ from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
 from distill.merge import merge_vision, project
-from distill.probe import Positions, Read, attention_block, find_positions, layer_index, reading_attention
+from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
 from distill.rows import Key
 from distill.signals import Batch, TeacherSignals
 from distill.terms import AttentionTerm, LogitsTerm, VisionTerm, Weight
@@ -80,6 +80,7 @@ class AlignKD(nn.Module):
         images: list[str],
         keys: list[Key],
         attention_mask: Tensor | None = None,
+        records: Tensor | None = None,
         pixels: Tensor | None = None,
         shares: dict[str, float] | None = None,
         **_: object,
@@ -87,13 +88,16 @@ class AlignKD(nn.Module):
         """Loss of one batch (distill.rows.Rows.batch; labels already stand on the predicting position).
 
         Args:
+            records: which record of its row each position belongs to, int64 [B, N]; None: a row is one record.
             pixels: of `images`, where they are opened already.
             shares: of this batch in the means of its step, by term (distill.shares); None: it is the whole step.
         Returns:
             loss: scalar; terms: each unweighted term; weights: the factor of each; silent: names of the terms of which
             this batch says nothing, because it has no image.
         """
-        batch = Batch(input_ids, position_ids, segments, attention_mask, images, self.tower(images, pixels), keys)
+        batch = Batch(
+            input_ids, position_ids, segments, attention_mask, images, self.tower(images, pixels), keys, records
+        )
         on = {name for name in self.terms if self.teacher is not None and self.fade(name) > 0}
         tokens = project(self.student, batch.features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
@@ -142,13 +146,14 @@ class AlignKD(nn.Module):
     ) -> Tensor:
         """L_A, summed over the pairs of layers."""
         distance = attention_losses.DISTANCES[config.distance]
+        columns = own_columns(batch.records, where)  # [B, 1 or M, V]
         values = []
         for layer, theirs, head_map in zip(
             config.student_layers, blocks, wide(self.adapters["attention"]()), strict=True
         ):
             ours = attention_block(read[layer_index(self.student.model.language_model, layer)], batch.visible, where)
             with torch.autocast(ours.device.type, enabled=False):
-                values.append(distance(wide(theirs), ours, head_map, where.row_mask, where.column_mask))
+                values.append(distance(wide(theirs), ours, head_map, where.row_mask, columns))
         return torch.stack(values).sum()
 
     def _focus(self, batch: Batch, blocks: list[Tensor]) -> Tensor:

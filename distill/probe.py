@@ -91,6 +91,19 @@ def find_positions(
     return Positions(*_pack(rows), *_pack(columns))
 
 
+def own_columns(records: Tensor | None, where: Positions) -> Tensor:
+    """Which columns of a block are of a row's own record, bool [B, 1, V], or [B, M, V] with several records in a row.
+
+    Args:
+        records: which record each position belongs to, int64 [B, N]; None: a row of the batch is one record.
+        where: the block.
+    """
+    real = where.column_mask[:, None]  # [B, 1, V]
+    if records is None or where.empty or not bool((records > 0).any()):
+        return real
+    return real & (records.gather(1, where.rows)[..., None] == records.gather(1, where.columns)[:, None])
+
+
 def _pack(wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the True entries of each row, in order, padded with 0: bool [B, N] -> [B, K], bool [B, K]."""
     count = int(wanted.sum(-1).max())

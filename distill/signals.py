@@ -21,6 +21,7 @@ class Batch:
         images: references, in the order of their placeholders.
         features: the shared vision tower's patch features of the images, [I, P, vision_dim].
         keys: one per record, in order of appearance.
+        records: which record of its row each position belongs to, int64 [B, N]; None: a row is one record.
     """
 
     input_ids: Tensor
@@ -30,6 +31,7 @@ class Batch:
     images: list[str]
     features: Tensor
     keys: list[Key]
+    records: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from distill import worker
+from distill.build import build
 from distill.config import DistillConfig
 from distill.model import AlignKD
+from distill.quarantine import Quarantine
+from distill.rows import Rows
 from distill.trainer import ProgressLines
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
@@ -71,3 +74,24 @@ def test_killed_and_resumed_equals_straight(
         assert json.loads(line)["id"] == "r4"
         reports = json.loads((tmp_path / name / "history.json").read_text())["reports"]
         assert any("Stage s: 1 records are broken" in sentence for sentence in reports)
+
+
+@pytest.mark.parametrize("distance", ["mse", "kl", "cosine"])
+def test_a_packed_rows_terms_are_those_of_its_records_alone(teacher: Path, tmp_path: Path, distance: str) -> None:
+    write(
+        tmp_path, [record(0, "red"), record(1, "blue and red", images=0), record(2, "a", images=2), record(3, "blue")]
+    )
+    config = _config(teacher, tmp_path, "packed")
+    changes = {"attention": {"distance": distance}, "vision_tokens": {}, "logits": {}}
+    module, _, encoder = build(DistillConfig.parse({**config.model_dump(), **changes}, "test"))
+    data = config.stages[0].data.model_copy(update={"max_length": None})
+    rows = Rows(config.stages[0].model_copy(update={"data": data}), encoder, Quarantine(tmp_path, "s"))
+    packed, single = rows.batch([rows[(0, 1, 2, 3)]]), rows.batch([rows[index] for index in range(4)])
+    assert packed["input_ids"].shape[0] == 1 and single["input_ids"].shape[0] == 4
+    found, expected = (module(**batch)["terms"] for batch in (packed, single))
+    assert found.keys() == {"sup", "attention", "vision", "logits"}
+    for name, value in expected.items():
+        assert float(value.detach()) > 0
+        torch.testing.assert_close(
+            found[name], value, rtol=2e-3, atol=1e-6
+        )  # the teacher's answers are kept as float16

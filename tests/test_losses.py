@@ -46,7 +46,7 @@ def _formula(kind: str, teacher: torch.Tensor, student: torch.Tensor, head_map: 
 @pytest.mark.parametrize("kind", sorted(DISTANCES))
 def test_attention_distance_equals_its_formula(kind: str) -> None:
     teacher, student, head_map = _block(4), _block(3, seed=1), torch.randn(3, 4, dtype=torch.float64)
-    found = DISTANCES[kind](teacher, student, head_map, ROWS, COLUMNS)
+    found = DISTANCES[kind](teacher, student, head_map, ROWS, COLUMNS[:, None])
     assert float(found) == pytest.approx(_formula(kind, teacher, student, head_map), rel=1e-9)
 
 
@@ -56,7 +56,7 @@ def test_attention_gradients_equal_finite_differences(kind: str) -> None:
     head_map = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     real = ROWS[:, None, :, None] & COLUMNS[:, None, None, :]
     assert torch.autograd.gradcheck(
-        lambda s, w: DISTANCES[kind](teacher, s * real, w, ROWS, COLUMNS), (student, head_map)
+        lambda s, w: DISTANCES[kind](teacher, s * real, w, ROWS, COLUMNS[:, None]), (student, head_map)
     )
 
 
@@ -65,7 +65,7 @@ def test_attention_of_a_batch_without_images_is_zero_with_a_gradient(kind: str) 
     nothing = torch.zeros(2, 3, 0, 0, requires_grad=True)
     head_map = torch.randn(3, 4, requires_grad=True)
     none = torch.zeros(2, 0, dtype=torch.bool)
-    value = DISTANCES[kind](torch.zeros(2, 4, 0, 0), nothing, head_map, none, none)
+    value = DISTANCES[kind](torch.zeros(2, 4, 0, 0), nothing, head_map, none, none[:, None])
     value.backward()
     assert value.item() == 0 and head_map.grad is not None and not head_map.grad.any()
 

@@ -15,10 +15,10 @@ def attention_mse(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tens
         student: A_S, [B, H_S, M, V]; zero in padding.
         head_map: weights of the 1x1 convolution, [H_S, H_T].
         rows: bool [B, M], False for padding.
-        columns: bool [B, V], False for padding.
+        columns: bool [B, 1 or M, V], False for padding and for another record's columns in a packed row.
     """
     mapped = torch.einsum("sh,bhmv->bsmv", head_map, teacher)  # [B, H_S, M, V]
-    count = columns.sum(-1).clamp(min=1)[:, None, None]  # [B, 1, 1]
+    count = columns.sum(-1).clamp(min=1)[:, None]  # [B, 1, 1 or M]
     return _mean_over_rows((mapped - student).square().sum(-1) / count, rows)
 
 
@@ -26,7 +26,7 @@ def attention_kl(teacher: Tensor, student: Tensor, head_map: Tensor, rows: Tenso
     """KL(teacher || student) of rows renormalised over the block's columns; teacher heads are mixed convexly
     (softmax of head_map), so that no adapter can make both sides vanish. Arguments as `attention_mse`."""
     mixed = torch.einsum("sh,bhmv->bsmv", head_map.softmax(-1), teacher)  # [B, H_S, M, V]
-    real = columns[:, None, None]  # [B, 1, 1, V]
+    real = columns[:, None]  # [B, 1, 1 or M, V]
     p, q = _renormalise(mixed, real), _renormalise(student, real)
     terms = p * (p.masked_fill(~real, 1).log() - q.masked_fill(~real, 1).log())  # [B, H_S, M, V]
     return _mean_over_rows(terms.sum(-1), rows)
