@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pocketvlm.study.summary import Comparison
 
 HEIGHT, WIDTH = 360, 620  # pixels
-_LINES = ("muted", "accent", "undistilled", "teacher", "onnx", "executorch", "coreml", "gguf")
+_LINES = ("muted", "accent", "undistilled", "onnx", "executorch", "coreml")
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _WINDOW = 5  # probes: one is the loss of a single batch
 
@@ -45,7 +45,7 @@ def draw(comparison: Comparison, rows: Sequence[str]) -> str:
         chart.axes.set_xlabel(f"step (mean of {_WINDOW} probes; band: all seeds)")
         chart.axes.set_ylabel("cross-entropy")
         if chart.axes.get_legend_handles_labels()[1]:
-            chart.axes.legend(loc="upper right", labelcolor=COLOURS["ink"], ncols=2, handlelength=1.8)
+            chart.figure.legend(loc="outside upper left", labelcolor=COLOURS["ink"], ncols=2, handlelength=2.2)
     return standalone(str(chart.svg))
 
 

@@ -96,7 +96,8 @@ def _notes(rows: Sequence[Tree]) -> list[str]:
         for seed in row["seeds"]:
             for report in seed["reports"]:
                 said.setdefault(re.sub(r"[\d.e%+-]+", "", report), (report, []))[1].append(seed["seed"])
-        lines += [f"* {row['row']}, seeds {', '.join(map(str, seeds))}: {text}" for text, seeds in said.values()]
+        for text, seeds in said.values():
+            lines.append(f"* {row['row']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {text}")
         lines += [f"* {cell}: {why.splitlines()[0]}" for cell, why in row["failures"].items()]
     return [*lines, ""] if lines else []
 
