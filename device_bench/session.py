@@ -168,6 +168,7 @@ def answer_shard(
 ) -> None:
     """Ask questions, image by image, and append each image's answers to a part of the journal."""
     runtime = open_runtime(model, threads)
+    runtime.use_gpu()
     done = 0
     try:
         with part.open("a", encoding="utf-8") as file:

@@ -75,6 +75,9 @@ class Runtime(ABC):
     def forward(self, embeds: np.ndarray) -> np.ndarray:
         """Append embeddings [N, D] to the cache and return the last position's logits [vocabulary] float32."""
 
+    def use_gpu(self) -> None:
+        """Answer on a GPU from now on, where the engine can and there is one; artifacts' engines stay on the CPU."""
+
     def close(self) -> None:
         """Give back what the engine holds; the runtime cannot be used afterwards."""
 

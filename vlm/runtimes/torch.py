@@ -21,6 +21,11 @@ class TorchRuntime(Runtime):
         self.facts = checkpoint.facts
         self.reset()
 
+    def use_gpu(self) -> None:
+        """Move the model to the first GPU that this process sees, if there is one."""
+        if torch.cuda.is_available():
+            self.model.to("cuda")
+
     @torch.inference_mode()
     def encode_image(self, pixels: np.ndarray) -> VisionOutput:
         """Run vision tower and projector."""

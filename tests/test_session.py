@@ -1,0 +1,109 @@
+"""A long evaluation goes on where it was killed, and its records do not depend on its course."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from device_bench import session as module
+from device_bench.records import read_records
+from device_bench.session import Session, split_by_image
+from device_bench.tasks.base import BenchQuestion, Sample
+from pocketvlm.cli import app
+from tests.answers import question
+from tests.layouts import LLAVA
+from vlm.errors import CheckFailed, UserError
+
+ASKED = [question("scienceqa", "A", str(n), image="", prompt=f"question {n}") for n in range(6)]
+
+
+class Fake:
+    """A model that answers with the question's last character and breaks where it is told to."""
+
+    facts = SimpleNamespace(context_length=400)
+
+    def __init__(self, breaks: str = "") -> None:
+        self.breaks, self.asked = breaks, 0
+
+    def prompt(self, text: str, has_image: bool) -> str:
+        return text
+
+    def answer(self, image: None, text: str, max_new_tokens: int, vision: None) -> SimpleNamespace:
+        if self.breaks and text.endswith(self.breaks):
+            raise KeyboardInterrupt
+        self.asked += 1
+        return SimpleNamespace(text=text[-1], tokens=[1])
+
+    def use_gpu(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def session(folder: Path, asked: list[BenchQuestion] = ASKED, **header: Any) -> Session:
+    return Session(folder / "model", asked, {"seed": 0, **header}, folder / "x.answers", 4)
+
+
+def run(made: Session, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    monkeypatch.setattr(module, "open_runtime", lambda folder, threads: fake)
+    return made.run(lambda done, count: None)
+
+
+def test_an_interrupted_run_asks_only_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = run(session(tmp_path / "a"), Fake(), monkeypatch)
+    first, second = Fake(breaks="4"), Fake()
+    with pytest.raises(KeyboardInterrupt):
+        run(session(tmp_path / "b"), first, monkeypatch)
+    part = tmp_path / "b" / "x.answers" / "1.jsonl"
+    part.write_text(part.read_text() + '{"id": "4", "ima')  # killed while it wrote
+    resumed = run(session(tmp_path / "b"), second, monkeypatch)
+    assert (first.asked, second.asked) == (4, 2)
+    assert [replace(s, ms=0, vision_ms=0) for s in resumed] == [replace(s, ms=0, vision_ms=0) for s in straight]
+    assert [sample.id for sample in resumed] == [asked.id for asked in ASKED]
+    done = session(tmp_path / "b")
+    done.clear()
+    assert not done.journal.exists()
+
+
+def test_answers_of_another_evaluation_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(session(tmp_path), Fake(), monkeypatch)
+    with pytest.raises(UserError, match="holds answers of another evaluation"):
+        run(session(tmp_path, seed=1), Fake(), monkeypatch)
+
+
+def test_images_are_dealt_out_whole() -> None:
+    asked = [question("gqa", "x", str(n), image=f"i{n % 3}") for n in range(9)]
+    shards = split_by_image(asked, 2)
+    assert [[q.image for q in shard] for shard in shards] == [["i0"] * 3 + ["i2"] * 3, ["i1"] * 3]
+    assert sorted(q.id for shard in shards for q in shard) == [q.id for q in asked]
+
+
+def test_two_processes_give_the_records_of_one_and_a_crash_keeps_answers(
+    tmp_path: Path, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LLAVA["scienceqa"](tmp_path)
+    common = ["eval", str(random_checkpoint), "--task", "scienceqa", "--data", str(tmp_path), "--threads", "1"]
+    common += ["--max-new-tokens", "3", "--json"]
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / f"{processes}.jsonl"
+        done = CliRunner().invoke(app, [*common, "--processes", processes, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        details = json.loads(done.stdout)["accuracy"]["tasks"]["scienceqa"]["details"]
+        assert details["data"]["questions"] == 2 and details["line"].startswith("ScienceQA IMG-Accuracy")
+        found.append([replace(sample, ms=0, vision_ms=0) for sample in read_records(out)])
+        assert not out.with_name(out.name + ".answers").exists()
+    assert found[0] == found[1] and found[0][0].tokens == 3
+    again = CliRunner().invoke(app, ["eval", "--predictions", str(out), "--against", str(out), "--json"])
+    assert json.loads(again.stdout)["against"]["scienceqa"]["p"] == 1
+    only = CliRunner().invoke(app, [*common, "--only", "image", "--out", str(out)])
+    assert only.exit_code == 0 and [sample.kind for sample in read_records(out)] == ["image"]
+    (tmp_path / "no").mkdir()
+    broken = Session(tmp_path / "no", ASKED, {}, tmp_path / "y.answers", 4, processes=2)
+    with pytest.raises((UserError, CheckFailed), match="no"):
+        broken.run(lambda done, count: None)
