@@ -35,7 +35,8 @@ from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.runtimes.torch import TorchRuntime
 
 BAR = 1e-4
-KINDS = {"V1": "ldpnet", "V2": "ldpnetv2"}
+# MobileVLM's code also builds the projector of LLaVA-1.5.
+KINDS = {"V1": "ldpnet", "V2": "ldpnetv2", "LLaVA-1.5": "mlp2x_gelu"}
 SIZE, PATCH, VISION_DIM = 96, 4, 32
 QUESTIONS = ("What color is the circle?", "Is there a red square in the image?\nAnswer yes or no.")
 
@@ -140,7 +141,7 @@ def compare(model: Any, runtime: TorchRuntime, conversation: Any, tokenize: Any,
 
 
 def main() -> int:
-    """Run both versions; returns the exit code."""
+    """Run all versions; returns the exit code."""
     parser = argparse.ArgumentParser(description="Compares logits with upstream's own code.")
     parser.add_argument("--upstream", type=Path, required=True, help="clone of Meituan-AutoML/MobileVLM")
     parser.add_argument("--extra", type=Path, help="folder with torchvision and timm")

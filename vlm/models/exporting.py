@@ -40,15 +40,7 @@ def to_upstream(
         UserError: the architecture has no upstream layout, or tensors are missing, extra or misshaped.
     """
     source = locate(source)
-    file = source / "config.json"
-    told = read_config(source)
-    if upstream.is_upstream(told):
-        raise UserError(f"{file}: this is upstream's layout already.")
-    if told.get("model_type") not in ("mobilevlm", "llava"):
-        raise UserError(
-            f"{file}: model_type {told.get('model_type')!r} has no upstream layout, expected mobilevlm or llava."
-        )
-    config = AutoConfig.from_pretrained(source)
+    config = _config(source)
     projector = upstream.family_of(config).projector
     imported = getattr(config, "upstream", None) or {}
     rows = imported.get("vocab_size", config.image_token_id)
@@ -61,12 +53,24 @@ def to_upstream(
             yield theirs, tensor[:rows] if theirs in (upstream.EMBEDDING, upstream.HEAD) else tensor
 
     padded = read_preprocessing(source, config.vision_config.image_size).square == "pad"
-    made = upstream.upstream_config(config, tower_name(config, vision, file), rows, padded)
+    made = upstream.upstream_config(config, tower_name(config, vision, source / "config.json"), rows, padded)
     with finished_folder(out) as folder:
         write_tensors(counted(stream(), sum(map(prod, found.values())), progress), folder, shard_bytes)
         (folder / "config.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
         tokenizers.to_upstream(source, folder)
     return out
+
+
+def _config(source: Path) -> LlavaConfig:
+    """Read the configuration of a checkpoint that has an upstream layout."""
+    file, told = source / "config.json", read_config(source)
+    if upstream.is_upstream(told):
+        raise UserError(f"{file}: this is upstream's layout already.")
+    if told.get("model_type") not in ("mobilevlm", "llava"):
+        raise UserError(
+            f"{file}: model_type {told.get('model_type')!r} has no upstream layout, expected mobilevlm or llava."
+        )
+    return AutoConfig.from_pretrained(source)
 
 
 def tower_name(config: LlavaConfig, vision: Path | None, file: Path) -> str:

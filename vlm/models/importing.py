@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, GenerationConfig
+from transformers import CLIPVisionConfig, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from vlm.errors import UserError
 from vlm.folders import finished_folder
@@ -33,6 +33,27 @@ class Tower:
 
     sizes: dict[str, Any]
     folder: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion knows before it touches a weight.
+
+    Attributes:
+        told: upstream's config.json.
+        config: transformers' configuration.
+        tokenizer: with <image> and <pad>.
+        tower: the vision tower.
+        separate: the CLIP that the tower's weights come from; None if the checkpoint holds them.
+        numbers: how many numbers all tensors hold.
+    """
+
+    told: dict[str, Any]
+    config: LlavaConfig
+    tokenizer: PreTrainedTokenizerBase
+    tower: Tower
+    separate: Path | None
+    numbers: int
 
 
 def to_hf(
@@ -58,6 +79,19 @@ def to_hf(
             tensors, all of which are listed.
     """
     source = locate(source)
+    plan = _plan(source, vision)
+    with finished_folder(out) as folder:
+        write_tensors(counted(_stream(source, plan), plan.numbers, progress), folder, shard_bytes)
+        plan.config.save_pretrained(folder)
+        ids = {key: plan.told.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(**ids).save_pretrained(folder)
+        shutil.copyfile(source / tokenizers.MODEL, folder / tokenizers.MODEL)
+        save_processor(plan.config, plan.tokenizer, _preprocessing(plan.told, plan.tower), folder)
+    return out
+
+
+def _plan(source: Path, vision: Path | None) -> Plan:
+    """Read everything but the weights, and see that the weights fit."""
     file = source / "config.json"
     told = read_config(source)
     if not upstream.is_upstream(told):
@@ -72,25 +106,20 @@ def to_hf(
     tokenizer = tokenizers.from_upstream(source)
     rows = -(-max(len(tokenizer), told["vocab_size"]) // ROWS) * ROWS
     config = upstream.build_config(told, tower.sizes, rows, tokenizer.convert_tokens_to_ids(IMAGE), file)
+    config.architectures = [family.model.__name__]
     where = f"{source} and {separate}" if separate else str(source)
     check_fit(upstream.expected_shapes(config, told["vocab_size"]), found, where)
+    return Plan(told, config, tokenizer, tower, separate, sum(map(prod, found.values())))
 
-    def stream() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in upstream_tensors(source):
-            vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
-            yield upstream.to_our_name(name, family.projector), grow(tensor, rows) if vocabulary else tensor
-        for name, tensor in clip_tensors(separate) if separate else ():
-            yield upstream.to_our_name(name, family.projector), tensor
 
-    with finished_folder(out) as folder:
-        write_tensors(counted(stream(), sum(map(prod, found.values())), progress), folder, shard_bytes)
-        config.architectures = [family.model.__name__]
-        config.save_pretrained(folder)
-        ids = {key: told.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        GenerationConfig(**ids).save_pretrained(folder)
-        shutil.copyfile(source / tokenizers.MODEL, folder / tokenizers.MODEL)
-        save_processor(config, tokenizer, _preprocessing(told, tower), folder)
-    return out
+def _stream(source: Path, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of transformers' model, one at a time."""
+    projector, rows = upstream.family_of(plan.config).projector, plan.config.text_config.vocab_size
+    for name, tensor in upstream_tensors(source):
+        vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
+        yield upstream.to_our_name(name, projector), grow(tensor, rows) if vocabulary else tensor
+    for name, tensor in clip_tensors(plan.separate) if plan.separate else ():
+        yield upstream.to_our_name(name, projector), tensor
 
 
 def read_config(folder: Path) -> dict[str, Any]:

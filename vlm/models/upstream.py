@@ -30,7 +30,14 @@ _DECODER_KEYS = (
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 _OPTIONAL_KEYS = ("num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout")
-_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "mm_vision_select_layer")
+_NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mm_vision_select_layer",
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def upstream_config(config: LlavaConfig, tower: str, vocabulary: int, padded: bo
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
-        "mm_vision_select_feature": "patch",
+        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
         "vision_tower_type": "clip",
         "tune_mm_mlp_adapter": False,
         "freeze_mm_mlp_adapter": False,
