@@ -6,8 +6,9 @@ from pathlib import Path
 from distill.data import Data, Part, missing
 from vlm.data.collator import Encoder
 from vlm.data.records import Record, scene_captions, scene_conversations
-from vlm.data.store import Conversations, MeasuredFile, cache_folder
+from vlm.data.store import Conversations, MeasuredFile
 from vlm.errors import UserError
+from vlm.folders import cache_folder
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done from 0 to 1
 
@@ -30,7 +31,7 @@ def open_data(data: Data, encoder: Encoder, stage: str, progress: Progress | Non
         make = scene_captions if data.kind == "scene_captions" else scene_conversations
         return make(data.start, data.count)
     _refuse(stage, missing(data))
-    cache = Path(data.cache) if data.cache else cache_folder()
+    cache = Path(data.cache) if data.cache else cache_folder() / "records"
     template, tell = data.template or "v1", progress or (lambda what, share: None)
     parts = data.all_parts()
     files = [

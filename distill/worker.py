@@ -94,10 +94,15 @@ def _data(
     found = []
     for stage in config.stages:
         quarantine = Quarantine(folder / "quarantine", stage.name, who.rank)
-        found.append((stage, Rows(stage, encoder, quarantine, module.tower.preprocessing)))
+        found.append((stage, Rows(stage, encoder, quarantine, module.tower.preprocessing, _say)))
     if not who.local:
         who.wait()
     return found
+
+
+def _say(what: str, share: float) -> None:
+    """Tell the process that watches how far the preparation of the data is."""
+    print(json.dumps({"stage": what, "step": round(100 * share), "steps": 100, "prepared": True}), flush=True)
 
 
 def _stop_with_parent() -> None:

@@ -42,6 +42,12 @@ def finished_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: $POCKETVLM_CACHE, else ~/.cache/pocketvlm."""
+    chosen = os.environ.get("POCKETVLM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "pocketvlm"
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".partial")

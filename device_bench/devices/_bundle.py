@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 
 from vlm.errors import UserError, install_hint
-from vlm.folders import sha256, write_atomic
-from vlm.runtimes._executorch_library import HARNESS, cache_folder
+from vlm.folders import cache_folder, sha256, write_atomic
+from vlm.runtimes._executorch_library import HARNESS
 from vlm.runtimes._executorch_library import RUNNER as RUNNER_NAME
 
 RECORD = "bundle.json"

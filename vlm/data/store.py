@@ -26,12 +26,6 @@ ALONE = 5 * BATCH  # up to so many records starting other processes costs more t
 LOOKED_AT = 100  # images of a file that are looked for before the training
 
 
-def cache_folder() -> Path:
-    """Where indices and lengths are kept: $POCKETVLM_CACHE, else ~/.cache/pocketvlm, in `records`."""
-    chosen = os.environ.get("POCKETVLM_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "pocketvlm") / "records"
-
-
 @dataclass(frozen=True)
 class Broken:
     """A record that cannot be used: name of its part, place in the file, id or image path if known, and the reason."""

@@ -6,13 +6,13 @@ linked against the wheel's libexecutorch.so, compiled on first use (seconds) and
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from vlm.errors import UserError, install_hint
+from vlm.folders import cache_folder
 
 HARNESS = Path(__file__).resolve().parents[2] / "android_harness"
 LIBRARY = "libpocketvlm_executorch.so"
@@ -32,12 +32,6 @@ def build() -> Path:
     if not (folder / LIBRARY).is_file():
         _build_into(folder, sdk)
     return folder
-
-
-def cache_folder() -> Path:
-    """Return where compiled parts are kept: $POCKETVLM_CACHE, else ~/.cache/pocketvlm."""
-    chosen = os.environ.get("POCKETVLM_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "pocketvlm"
 
 
 def find_sdk() -> Path:
