@@ -85,14 +85,18 @@ def _sums(
         if teacher is None or divergence is None:
             return supervised, None
         temperature = divergence.temperature
-        log_q = (logits / temperature).log_softmax(-1)  # [a, vocabulary]
+        log_q = _log_probabilities(logits, temperature)  # [a, vocabulary]
         if isinstance(teacher, TopK):
             log_p, log_q = with_rest(teacher.log_probabilities), with_rest(log_q.gather(-1, teacher.ids))  # [a, k + 1]
         else:
             assert theirs is not None
-            log_p = (theirs / temperature).log_softmax(-1)  # [a, vocabulary]
+            log_p = _log_probabilities(theirs, temperature)  # [a, vocabulary]
         return supervised, divergence.distance(log_p, log_q, divergence.part).sum() * temperature**2
 
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)

@@ -136,37 +136,37 @@ def attention_block(read: Read, visible: Tensor | None, positions: Positions) ->
     for index in range(0, query.shape[2], rows_at_once):
         part = slice(index, index + rows_at_once)
         mask = _visible_rows(visible, positions.rows[:, part], length, read.window)  # [B, m, N]
-        key, columns = read.key, positions.columns
-        if visible is not None:
-            key, mask, columns = _only_seen(key, mask, columns)
-        arguments = (query[:, :, part], key, mask, columns, read)
+        arguments = (query[:, :, part], read.key, *_only_seen(mask, positions.columns), read)
         parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
     block = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [B, H, M, V]
     return block * (positions.row_mask[:, None, :, None] & positions.column_mask[:, None, None, :])
 
 
-def _only_seen(key: Tensor, visible: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Leave out the keys that no row of a chunk may see (the other turns, the other records of a packed row).
+def _only_seen(visible: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leave out the keys that no row of a chunk may see (later ones, the other turns, other records of a packed row).
 
     Args:
-        key: [B, KV, N, d]; visible: bool [B, m, N]; columns: [B, V], kept whether seen or not.
+        visible: bool [B, m, N]; columns: [B, V], kept whether seen or not.
     Returns:
-        key [B, KV, K, d], visible [B, m, K] and columns [B, V] as indices into the K keys kept.
+        Indices of the K keys kept, [K]; visible [B, m, K]; and columns [B, V] as indices into the keys kept.
     """
     kept = visible.any(1).any(0)  # [N]
     kept[columns] = True
-    return key[:, :, kept], visible[:, :, kept], (kept.cumsum(0) - 1)[columns]
+    seen = kept.nonzero()[:, 0]  # [K]
+    return seen, visible[:, :, seen], (kept.cumsum(0) - 1)[columns]
 
 
-def _chunk(query: Tensor, key: Tensor, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
-    """Block of some rows: query [B, H, m, d], key [B, KV, N, d], visible bool [B, m, N], columns [B, V]."""
+def _chunk(query: Tensor, key: Tensor, seen: Tensor, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
+    """Block of some rows: query [B, H, m, d], key [B, KV, N, d] of which only [K] are seen, visible bool [B, m, K],
+    columns [B, V]."""
+    key = key[:, :, seen]  # [B, KV, K, d]; here, so that no chunk's copy is kept for the backward pass
     batch, heads, count, size = query.shape
     shared = key.shape[1]
     dtype = _wide(query.dtype)
     with torch.autocast(query.device.type, enabled=False):  # autocast would make the scores bfloat16
         grouped = query.to(dtype).reshape(batch, shared, heads // shared * count, size)  # [B, KV, H/KV*m, d]
-        scores = grouped @ key.to(dtype).transpose(-1, -2) * read.scaling  # [B, KV, H/KV*m, N]
-    scores = scores.view(batch, heads, count, -1)  # [B, H, m, N]
+        scores = grouped @ key.to(dtype).transpose(-1, -2) * read.scaling  # [B, KV, H/KV*m, K]
+    scores = scores.view(batch, heads, count, -1)  # [B, H, m, K]
     if read.softcap is not None:
         scores = torch.tanh(scores / read.softcap) * read.softcap
     scores = scores.masked_fill(~visible[:, None], torch.finfo(dtype).min)
