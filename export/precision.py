@@ -1,0 +1,52 @@
+"""How each component's weights are stored: a preset, then exceptions: "int4", "int4,vision=fp16,head=int8".
+
+A format has `PRESETS` (name -> storage of every component) and `STORAGES` (component -> what it can be stored as).
+"""
+
+from collections.abc import Collection, Mapping
+
+from vlm.errors import UserError
+from vlm.registry import did_you_mean
+
+COMPONENTS = ("vision", "projector", "embedding", "decoder", "head")
+
+
+def resolve(
+    text: str, presets: Mapping[str, Mapping[str, str]], storages: Mapping[str, Collection[str]]
+) -> dict[str, str]:
+    """Say how each of COMPONENTS is stored.
+
+    Args:
+        text: "<preset>[,<component>=<storage>...]".
+        presets: the format's presets by name, each with all COMPONENTS.
+        storages: what the format can store each component as.
+    Raises:
+        UserError: an unknown preset, component or storage.
+    """
+    preset, *exceptions = text.split(",")
+    _check("precision", preset, presets)
+    chosen = dict(presets[preset])
+    for exception in exceptions:
+        component, _, storage = exception.partition("=")
+        _check(f"precision {text!r}: component", component, storages)
+        _check(f"precision {text!r}: storage of {component}", storage, storages[component])
+        chosen[component] = storage
+    return chosen
+
+
+def uniform(storage: str, **others: str) -> dict[str, str]:
+    """A preset that stores every component as `storage`, but for `others`."""
+    return dict.fromkeys(COMPONENTS, storage) | others
+
+
+def folder_name(text: str) -> str:
+    """A precision as part of a folder's name: "int4,vision=fp16" -> "int4-vision-fp16"."""
+    return text.replace(",", "-").replace("=", "-")
+
+
+def _check(what: str, found: str, known: Collection[str]) -> None:
+    if found not in known:
+        raise UserError(
+            f"{what} {found!r} is unknown.{did_you_mean(found, list(known))} Known: {', '.join(known)}. "
+            "Write <preset>[,<component>=<storage>...], for example int4,vision=fp16."
+        )
