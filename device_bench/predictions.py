@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from device_bench import vlmevalkit
 from device_bench.evaluate import Accuracy, grade, publish, score, task
 from device_bench.rows import INDEX, PREDICTION, TRUTH, Row, find, read_rows, text_of
 from device_bench.tasks import mme
@@ -31,25 +32,27 @@ def score_predictions(predictions: Path, name: str, data: Path | None) -> tuple[
         data: folder with the questions and labels (docs/benchmarks.md); None for files that hold the truth.
     Returns:
         The accuracy, in whose details "data" says which edition of the questions it was and "line" is the score as
-        people publish it, and the graded answers.
+        people publish it ("vlmevalkit" as VLMEvalKit prints it, for its files), and the graded answers.
     Raises:
         UserError: an unknown benchmark, a missing or broken file, or answers that do not belong to the questions.
     """
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"no reader of answer files for task {name!r}.{did_you_mean(name, FAMILIES)} Known: {known}.")
-    rules = task(name)
+    rules, from_kit = task(name), False
     if predictions.is_dir():
         pairs, version = _folder(predictions, name, rules)
     else:
         rows = read_rows(predictions)
         if not rows:
             raise UserError(f"{predictions}: no answers in it. Run the model again.")
-        ours = PREDICTION in rows[0] and INDEX in rows[0]
-        read = _from_vlmevalkit if ours else _from_lines
-        pairs, version = read(predictions, rows, rules, data)
+        from_kit = PREDICTION in rows[0] and INDEX in rows[0]
+        pairs, version = (_from_vlmevalkit if from_kit else _from_lines)(predictions, rows, rules, data)
     samples = [grade(question, answer) for question, answer in pairs]
-    return publish(score(samples), {name: version}), samples
+    accuracy = publish(score(samples), {name: version})
+    if from_kit:
+        accuracy["tasks"][name]["details"]["vlmevalkit"] = vlmevalkit.line(name, samples)
+    return accuracy, samples
 
 
 def _folder(folder: Path, name: str, rules: Task) -> tuple[Pairs, dict[str, Any]]:

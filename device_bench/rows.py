@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 from vlm.errors import UserError
 
 Row = dict[str, Any]
+TABLE = ".tsv"
+OUTPUTS = "outputs"  # of LLaVA's ScienceQA _result.json: question -> answer
 PREDICTION, TRUTH, INDEX = "prediction", "answer", "index"  # VLMEvalKit's columns
 # Folders of pictures: never searched for question files, they hold tens of thousands of names.
 PICTURES = {"images", "val2014", "train_images", "test_images", "answers", "answers_upload"}
@@ -23,6 +25,8 @@ _XLSX = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 def find(data: Path, names: Sequence[str]) -> Path | None:
     """The first of `names` (in their order, any case) that lies in `data` or up to DEPTH folders below it."""
+    if data.suffix == TABLE and data.is_file() and any(name.endswith(TABLE) for name in names):
+        return data  # a table by its own name
     for name in names:
         for folder in _folders(data):
             found = [path for path in _files(folder) if path.name.lower() == name.lower()]
@@ -124,6 +128,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
         tree = json.loads(text)
     except ValueError:
         tree = None
+    if isinstance(tree, dict) and isinstance(tree.get(OUTPUTS), dict):
+        yield from ({"question_id": name, "text": text} for name, text in tree[OUTPUTS].items())
+        return
     if tree is None or (isinstance(tree, dict) and not any(isinstance(part, list) for part in tree.values())):
         yield from (_object(path, number, _json_line(path, number, line)) for number, line in lines)
         return
@@ -146,7 +153,9 @@ def _object(path: Path, number: int, row: Any) -> Row:
             f"{path}:{number}: a JSON object was expected, found {type(row).__name__}. "
             "Write the answers again, one object a line."
         )
-    return row
+    return {
+        name: value for name, value in row.items() if value is not None and value == value
+    }  # null and NaN are empty
 
 
 def tsv_rows(path: Path, delimiter: str = "\t") -> Iterator[tuple[Row, tuple[int, int]]]:

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from device_bench.evaluate import questions, versions
+from device_bench import vlmevalkit
+from device_bench.evaluate import grade, questions, versions
 from device_bench.pictures import load_picture
 from device_bench.predictions import score_predictions
 from device_bench.records import is_ours, read_records, write_records
 from device_bench.rows import read_rows
 from device_bench.subset import subset
 from device_bench.tasks import scienceqa
+from tests.answers import question
 from tests.layouts import FILES, LLAVA, TABLES, asked_with, predicted, write_json, write_tsv, write_xlsx
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
@@ -101,6 +105,7 @@ def test_vlmevalkits_results_are_read_with_and_without_its_table(family: str, su
     else:
         write_xlsx(path, rows, shared="shared" in suffix)
     alone, _ = score_predictions(path, family, None)
+    assert "00.00" in alone["tasks"][family]["details"]["vlmevalkit"]
     write_tsv(tmp_path / "LMUData" / FILES[family], TABLES[family])
     beside, _ = score_predictions(path, family, tmp_path)
     assert alone["tasks"][family]["score"] == beside["tasks"][family]["score"] == 100
@@ -114,6 +119,37 @@ def test_vlmevalkits_table_is_asked_with_its_pictures(family: str, tmp_path: Pat
     assert len({question.image for question in asked}) == 1, "equal pictures are one image"
     assert all(question.prompt.endswith(asked_with(family)) for question in asked)
     assert versions(asked)[family]["questions"] == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [("Yes.", "yes"), ("No, not at all", "no"), ("yes and no", "unknown"), ("nope", "unknown"), ("It is-yes", "yes")],
+)
+def test_vlmevalkit_reads_yes_and_no_as_words(answer: str, word: str) -> None:
+    assert vlmevalkit.yes_or_no(answer) == word
+
+
+def test_where_vlmevalkit_and_the_authors_differ_both_numbers_are_given(tmp_path: Path) -> None:
+    said = {"gqa": ["red."], "scienceqa": ["(B)"], "pope": ["", ""], "mme": ["I say yes", "no"]}
+    lines = {}
+    for family, texts in said.items():
+        rows = [{**row, "prediction": text} for row, text in zip(predicted(family), texts, strict=True)]
+        write_json(tmp_path / f"{family}.jsonl", rows, lines=True)
+        found = score_predictions(tmp_path / f"{family}.jsonl", family, None)[0]["tasks"][family]
+        lines[family] = (found["details"]["line"], found["details"]["vlmevalkit"])
+    assert lines == {
+        "gqa": ("GQA accuracy 100.00", "VLMEvalKit Overall 0.00"),
+        "scienceqa": ("ScienceQA IMG-Accuracy 0.00, Accuracy 0.00", "VLMEvalKit Overall 100.00"),
+        "pope": ("POPE F1 66.67 (popular 66.67, random 66.67)", "VLMEvalKit Overall 0.00"),
+        "mme": ("MME perception 50.00, cognition 0.00", "VLMEvalKit perception 200.00, reasoning 0.00"),
+    }
+
+
+@given(answer=st.text(max_size=80))
+@settings(max_examples=100, deadline=None)
+def test_no_text_breaks_vlmevalkits_rules(answer: str) -> None:
+    for family in FAMILIES:
+        assert vlmevalkit.line(family, [grade(question(family, "Yes", options=("x", "y")), answer)])
 
 
 def test_a_result_without_answers_needs_the_table(tmp_path: Path) -> None:
@@ -225,6 +261,21 @@ def test_records_survive_their_file(name: str, tmp_path: Path) -> None:
     write_records(samples, path, {"model": "m"})
     assert read_records(path) == samples and is_ours(path)
     assert not is_ours(tmp_path / "t.jsonl")
+
+
+def test_llavas_scienceqa_result_and_pandas_empty_cells_are_read(tmp_path: Path) -> None:
+    rows = LLAVA["scienceqa"](tmp_path)
+    write_json(tmp_path / "x_result.json", {"acc": 1.0, "outputs": {row["question_id"]: row["text"] for row in rows}})
+    assert score_predictions(tmp_path / "x_result.json", "scienceqa", tmp_path)[0]["avg"]["score"] == 100
+    path = tmp_path / "kit.json"
+    path.write_text(json.dumps([{**predicted("scienceqa")[0], "C": float("nan"), "hint": None}]))
+    (sample,) = score_predictions(path, "scienceqa", None)[1]
+    assert sample.options == ("x", "y") and sample.prompt.startswith("Which?")
+
+
+def test_a_table_may_have_any_name(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "mine.tsv", TABLES["gqa"])
+    assert len(questions(["gqa"], 1, tmp_path / "mine.tsv")) == 1
 
 
 def test_a_number_in_a_workbook_and_an_empty_cell_are_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ asks a judge model where this reading fails.
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def line(score: TaskScore) -> str:
 
 def parse(answer: str, options: Sequence[str] = ()) -> str:
     """The letter of the option meant, "refused" for the letter Z, or "failed"."""
-    letters = LETTERS[: len(options)] if options else LETTERS
+    letters = ascii_uppercase[: len(options)] if options else LETTERS
     if NO_ANSWER not in answer and any(sentence in answer for sentence in REJECTIONS):
         return REFUSED
     return (

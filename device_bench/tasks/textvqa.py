@@ -106,8 +106,9 @@ def answer_key(row: Row, place: str) -> Hashable:
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
-    """Take image and question, or the id."""
-    return _key(Path(question.image).stem, question.prompt), question.id
+    """Take image or id with the question, or the id alone."""
+    by_image, by_id = (_key(name, question.prompt) for name in (Path(question.image).stem, question.id))
+    return by_image, by_id, question.id
 
 
 def line(score: TaskScore) -> str:
@@ -121,7 +122,7 @@ _NUMBERS["none"] = "0"
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_FULL_STOPS_AT_MOST = 32
+FULL_STOPS_AT_MOST = 32
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
     he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
@@ -156,8 +157,12 @@ def normalise(text: str) -> str:
         if mark in text:
             beside_space = f"{mark} " in text or f" {mark}" in text
             stripped = stripped.replace(mark, "" if beside_space else " ")
-    stripped = _FULL_STOP.sub("", stripped, count=_FULL_STOPS_AT_MOST)
-    words = (_NUMBERS.get(word, word) for word in stripped.lower().split())
+    return plain_words(_FULL_STOP.sub("", stripped, count=FULL_STOPS_AT_MOST))
+
+
+def plain_words(text: str) -> str:
+    """The end of VQA's answer processor: number words into digits, articles out, apostrophes into contractions."""
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -158,6 +158,7 @@ def _notes(name: str, found: Any) -> list[str]:
         edition = details["data"]["edition"]
         names = dict.fromkeys(edition.values() if isinstance(edition, dict) else [edition])
         lines = [details["line"], f"  data: {'; '.join(names)} ({details['data']['questions']:,} questions)"]
+        lines += [f"  by other rules: {details['vlmevalkit']}"] if "vlmevalkit" in details else []
         if found["n"] < details["data"]["questions"]:
             lines.append(f"  scored: {found['n']:,} answers of them")
     if "unasked" in details:
