@@ -1,6 +1,7 @@
 """The distillation stage: train the student, and beside it the same student without a teacher, in worker processes."""
 
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -106,7 +107,9 @@ def _failure(run_dir: Path, name: str, code: int) -> Exception:
         failure = json.loads(said.read_text())
         return (CheckFailed if failure["check"] else UserError)(failure["message"])
     text = log.read_text(errors="replace")
-    number = -code if code < 0 else next((int(s) for s in (9, 11, 15) if f"Signal {int(s)} (" in text), 0)
+    # A launcher ends with 1 and says in its log how the first process that failed ended.
+    told = [int(value) for value in re.findall(r"(?:failed \(exitcode: |return code = )(-?\d+)", text)]
+    number = max(0, -next(iter(told), code))
     again = "Run the command again: it goes on from the last checkpoint."
     if number == signal.SIGKILL:
         return UserError(
@@ -123,5 +126,6 @@ def _failure(run_dir: Path, name: str, code: int) -> Exception:
 
 
 def _tail(text: str, lines: int = 3) -> str:
-    found = [line for line in text.splitlines() if line.strip()][-lines:]
+    written = [line for line in text.splitlines() if line.strip()]
+    found = ([line for line in written if line.startswith("[rank")] or written)[-lines:]  # not the launcher's own
     return "".join(f"  {line}\n" for line in found)
