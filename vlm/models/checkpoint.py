@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -48,13 +48,15 @@ class Checkpoint:
         return tree_sha256(self.folder)
 
 
-def load_checkpoint(name: Path, dtype: torch.dtype = torch.float32, quantization: Any = None) -> Checkpoint:
+def load_checkpoint(
+    name: Path, dtype: torch.dtype | Literal["auto"] = torch.float32, quantization: Any = None
+) -> Checkpoint:
     """Load a VLM.
 
     Args:
         name: a folder in Hugging Face layout (safetensors only), one in upstream's layout, which is converted once
             (vlm.models.prepared), or a hub name of either.
-        dtype: of the weights.
+        dtype: of the weights; "auto" leaves them as they are stored, memory-mapped: they take no memory until read.
         quantization: transformers' configuration of quantized weights, which are then put onto the GPU.
     Raises:
         UserError: no checkpoint there, an architecture that is not supported, or a damaged file.

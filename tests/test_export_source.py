@@ -1,0 +1,56 @@
+"""Weights of an export are read from their files one at a time, as they are stored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.source import Weights, in_float32
+from tests.tiny import save_random_checkpoint
+from vlm.errors import UserError
+from vlm.models.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint stored in float16."""
+    folder = save_random_checkpoint(tmp_path_factory.mktemp("half") / "checkpoint")
+    load_checkpoint(folder, dtype=torch.float16).model.save_pretrained(folder)
+    return folder
+
+
+def test_weights_are_those_of_the_loaded_model_in_the_type_they_are_stored_in(half: Path) -> None:
+    weights, truth = Weights(half), load_checkpoint(half).model.state_dict()
+    assert list(weights) == [name for name, _ in load_checkpoint(half).model.named_parameters()]
+    for name in weights:
+        assert weights.stored(name).dtype == torch.float16 and weights.read(name).dtype == torch.float32
+        assert torch.equal(weights.read(name), truth[name]) and weights.shapes[name] == truth[name].shape
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped where")
+def test_stored_weights_are_views_of_the_file(half: Path) -> None:
+    weights = Weights(half)
+    address = weights.stored("lm_head.weight").data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(part, 16) for part in line.split()[0].split("-"))
+        if low <= address < high:
+            assert line.endswith("model.safetensors")
+            return
+    pytest.fail("not mapped at all")
+
+
+def test_reading_copies_also_where_the_type_is_the_same(random_checkpoint: Path) -> None:
+    weights = Weights(random_checkpoint)
+    weights.read("lm_head.weight").zero_()
+    assert weights.stored("lm_head.weight").any()
+
+
+def test_a_module_in_float32_leaves_the_checkpoint_as_it_is(half: Path) -> None:
+    weights = Weights(half)
+    assert in_float32(weights.model.lm_head).weight.dtype == torch.float32
+    assert weights.stored("lm_head.weight").dtype == torch.float16
+
+
+def test_an_unknown_parameter_is_named(random_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"no parameter 'lm_head\.bias'"):
+        Weights(random_checkpoint).stored("lm_head.bias")
