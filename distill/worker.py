@@ -52,6 +52,7 @@ def train(config: DistillConfig, out: Path) -> None:
             curve += curve_of(log, done)
             module = rebuilt(module, config, plan, who)
             done += plan.steps
+        who.wait()  # nobody reads the last stage's weights any more
         if who.first:
             merge_lora(module.student)
             save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
