@@ -130,7 +130,13 @@ def load_teacher(config: DistillConfig) -> Checkpoint:
 
 
 def prepare(config: DistillConfig, student: LlavaForConditionalGeneration) -> None:
-    """Set what trains and what is kept of the student's decoder."""
+    """Set what trains and what is kept of the student's decoder.
+
+    Raises:
+        UserError: the precision or LoRA is not possible here.
+    """
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision: fp16 found, but this machine has no GPU. Choose bf16 or fp32.")
     if config.lora:
         add_lora(student, config.lora)
     if config.gradient_checkpointing:

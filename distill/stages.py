@@ -103,6 +103,7 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
     log: list[dict] = trainer.state.log_history
     if who.first:
         save_file(weights, plan.finished)
+        clock.note()
         write_atomic(plan.log, json.dumps(log))
     who.wait()
     return log

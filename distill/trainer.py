@@ -126,7 +126,11 @@ class Clock(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time with a checkpoint: what comes after it is done again, and counted then."""
         if state.is_world_process_zero:
-            write_atomic(self.file, str(self.seconds()))
+            self.note()
+
+    def note(self) -> None:
+        """Write the time into the file."""
+        write_atomic(self.file, str(self.seconds()))
 
 
 def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Path, who: Processes) -> TrainingArguments:
