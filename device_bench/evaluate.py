@@ -160,12 +160,48 @@ def evaluate(
     return samples
 
 
+def evaluate_batch(runtime: Runtime, questions: Sequence[BenchQuestion], max_new_tokens: int) -> list[Sample]:
+    """Ask questions together; each image is encoded once.
+
+    Args:
+        runtime: the loaded model; only the torch engine works on several at once.
+        questions: one batch.
+        max_new_tokens: per answer.
+    Returns:
+        One sample per question in the same order; `ms` is the batch's time divided by its questions.
+    """
+    visions: dict[str, VisionOutput | None] = {}
+    encoded: dict[str, float] = {}
+    for image in dict.fromkeys(question.image for question in questions):
+        start = time.perf_counter()
+        visions[image] = _encode(runtime, image)
+        encoded[image] = (time.perf_counter() - start) * 1e3 if image else 0.0
+    prompts = [runtime.prompt(question.prompt, visions[question.image] is not None) for question in questions]
+    fitting = [n for n, prompt in enumerate(prompts) if len(prompt) < runtime.facts.context_length]
+    start = time.perf_counter()
+    batch = [prompts[n] for n in fitting], [visions[questions[n].image] for n in fitting]
+    answers = dict(zip(fitting, runtime.generate_batch(*batch, max_new_tokens) if fitting else [], strict=True))
+    ms = (time.perf_counter() - start) * 1e3 / max(1, len(fitting))
+    samples = []
+    for n, question in enumerate(questions):
+        if n not in answers:
+            samples.append(grade(question, "", problem=_too_long(len(prompts[n]), runtime)))
+            continue
+        text, vision_ms = runtime.tokenizer.decode(answers[n]), encoded.pop(question.image, 0.0)
+        samples.append(grade(question, text, ms=ms, vision_ms=vision_ms, tokens=len(answers[n])))
+    return samples
+
+
+def _too_long(length: int, runtime: Runtime) -> str:
+    return f"the prompt has {length} tokens, the context holds {runtime.facts.context_length}"
+
+
 def _ask(
     runtime: Runtime, question: BenchQuestion, vision: VisionOutput | None, max_new_tokens: int, vision_ms: float
 ) -> Sample:
-    length, room = len(runtime.prompt(question.prompt, vision is not None)), runtime.facts.context_length
-    if length + 1 > room:
-        return grade(question, "", problem=f"the prompt has {length} tokens, the context holds {room}")
+    length = len(runtime.prompt(question.prompt, vision is not None))
+    if length + 1 > runtime.facts.context_length:
+        return grade(question, "", problem=_too_long(length, runtime))
     start = time.perf_counter()
     answer = runtime.answer(None, question.prompt, max_new_tokens, vision=vision)
     ms = (time.perf_counter() - start) * 1e3

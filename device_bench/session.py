@@ -1,7 +1,8 @@
 """A long evaluation: it goes on where it was killed, and several processes share its images.
 
-Every answer is one line of a journal as soon as it is there. An answer depends on its question alone (greedy, one
-sequence at a time), so the records are the same whatever was interrupted and however many processes answered.
+Every answer is one line of a journal as soon as its image or batch is done. An answer depends on its question alone
+(greedy, one sequence at a time), or on its batch, whose composition is fixed by the questions; so the records are the
+same whatever was interrupted and however many processes answered.
 """
 
 import json
@@ -9,12 +10,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from device_bench.evaluate import evaluate, load_answers
+from device_bench.evaluate import evaluate, evaluate_batch, load_answers
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import sha256, write_atomic
@@ -23,6 +23,14 @@ from vlm.runtimes import open_runtime
 
 Progress = Callable[[int, int], None]
 POLL_S = 0.5
+
+
+class Unit(list[BenchQuestion]):
+    """Questions that one process answers; `together` says whether in one batch."""
+
+    def __init__(self, questions: Sequence[BenchQuestion], together: bool = False) -> None:
+        super().__init__(questions)
+        self.together = together
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Session:
         journal: folder in which the answers gather until all are there.
         max_new_tokens: longest answer.
         threads: CPU threads of each process.
-        processes: how many share the images; with GPUs, process k sees only GPU k modulo their number.
+        processes: how many share the images; process k sees only GPU k modulo the number in CUDA_VISIBLE_DEVICES.
+        batch: questions that the torch engine answers at once.
     """
 
     model: Path
@@ -46,6 +55,7 @@ class Session:
     max_new_tokens: int
     threads: int = 2
     processes: int = 1
+    batch: int = 1
 
     def run(self, on_progress: Progress) -> list[Sample]:
         """Ask what is not answered yet.
@@ -57,9 +67,13 @@ class Session:
             CheckFailed: a process crashed; what it has answered is kept.
         """
         done = self._resume()
-        left = [question for question in self.questions if (question.family, question.id) not in done]
-        shards = [shard for shard in split_by_image(left, self.processes) if shard]
-        before = len(self.questions) - len(left)
+        left = [
+            unit
+            for unit in units(self.questions, self.batch)
+            if any((question.family, question.id) not in done for question in unit)
+        ]
+        shards = [shard for shard in (left[k :: self.processes] for k in range(self.processes)) if shard]
+        before = len(self.questions) - sum(map(len, left))
 
         def report(answered: int) -> None:
             on_progress(before + answered, len(self.questions))
@@ -108,7 +122,7 @@ class Session:
             found |= {(sample.family, sample.id): sample for sample in load_answers(path)}
         return found
 
-    def _spawn(self, shards: Sequence[Sequence[BenchQuestion]], report: Callable[[int], None]) -> None:
+    def _spawn(self, shards: Sequence[Sequence[Unit]], report: Callable[[int], None]) -> None:
         context = multiprocessing.get_context("spawn")
         errors, counts, workers = context.SimpleQueue(), [], []
         for number, shard in enumerate(shards, 1):
@@ -142,7 +156,7 @@ def _stop(workers: Sequence[SpawnProcess]) -> None:
 
 def _worker(
     model: Path,
-    questions: Sequence[BenchQuestion],
+    shard: Sequence[Unit],
     max_new_tokens: int,
     threads: int,
     part: Path,
@@ -153,27 +167,27 @@ def _worker(
     if devices := [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     try:
-        answer_shard(model, questions, max_new_tokens, threads, part, lambda done: setattr(count, "value", done))
+        answer_shard(model, shard, max_new_tokens, threads, part, lambda done: setattr(count, "value", done))
     except UserError as error:
         errors.put(str(error))
 
 
 def answer_shard(
     model: Path,
-    questions: Sequence[BenchQuestion],
+    shard: Sequence[Unit],
     max_new_tokens: int,
     threads: int,
     part: Path,
     report: Callable[[int], None],
 ) -> None:
-    """Ask questions, image by image, and append each image's answers to a part of the journal."""
+    """Ask questions, unit by unit, and append each unit's answers to a part of the journal."""
     runtime = open_runtime(model, threads)
     runtime.use_gpu()
     done = 0
     try:
         with part.open("a", encoding="utf-8") as file:
-            for _, group in groupby(questions, key=lambda question: question.image or question.id):
-                samples = evaluate(runtime, list(group), max_new_tokens)
+            for unit in shard:
+                samples = (evaluate_batch if unit.together else evaluate)(runtime, unit, max_new_tokens)
                 file.writelines(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples)
                 file.flush()
                 done += len(samples)
@@ -182,15 +196,20 @@ def answer_shard(
         runtime.close()
 
 
-def split_by_image(questions: Sequence[BenchQuestion], parts: int) -> list[list[BenchQuestion]]:
-    """Deal the images out in turn, each with all its questions, so that every image is encoded once."""
+def units(questions: Sequence[BenchQuestion], batch: int) -> list[Unit]:
+    """What is answered and written at once: an image's questions, or a batch of questions in the order of their images.
+
+    Args:
+        questions: in any order.
+        batch: 1 for an image's questions one after the other.
+    """
     images: dict[str, list[BenchQuestion]] = {}
     for question in questions:
         images.setdefault(question.image or f"no image: {question.family} {question.id}", []).append(question)
-    shards: list[list[BenchQuestion]] = [[] for _ in range(parts)]
-    for number, group in enumerate(images.values()):
-        shards[number % parts] += group
-    return shards
+    if batch == 1:
+        return [Unit(group) for group in images.values()]
+    ordered = [question for group in images.values() for question in group]
+    return [Unit(ordered[start : start + batch], together=True) for start in range(0, len(ordered), batch)]
 
 
 def weights_digest(model: Path) -> str:

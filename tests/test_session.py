@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from device_bench import session as module
+from device_bench.evaluate import evaluate, evaluate_batch, questions
 from device_bench.records import read_records
-from device_bench.session import Session, split_by_image
+from device_bench.session import Session, units
 from device_bench.tasks.base import BenchQuestion, Sample
 from pocketvlm.cli import app
 from tests.answers import question
@@ -76,11 +77,23 @@ def test_answers_of_another_evaluation_are_not_mixed_in(tmp_path: Path, monkeypa
         run(session(tmp_path, seed=1), Fake(), monkeypatch)
 
 
-def test_images_are_dealt_out_whole() -> None:
+def test_a_unit_is_an_image_or_a_batch_that_does_not_depend_on_what_is_left() -> None:
     asked = [question("gqa", "x", str(n), image=f"i{n % 3}") for n in range(9)]
-    shards = split_by_image(asked, 2)
-    assert [[q.image for q in shard] for shard in shards] == [["i0"] * 3 + ["i2"] * 3, ["i1"] * 3]
-    assert sorted(q.id for shard in shards for q in shard) == [q.id for q in asked]
+    assert [[q.image for q in unit] for unit in units(asked, 1)] == [["i0"] * 3, ["i1"] * 3, ["i2"] * 3]
+    assert [len(unit) for unit in units(asked, 4)] == [4, 4, 1] and units(asked, 4)[0].together
+    assert [q.image for unit in units(asked, 4) for q in unit] == ["i0"] * 3 + ["i1"] * 3 + ["i2"] * 3
+
+
+def test_a_batch_gives_the_answers_of_single_questions(random_checkpoint: Path) -> None:
+    from vlm.runtimes import open_runtime
+
+    runtime = open_runtime(random_checkpoint, 1)
+    asked = [*questions(["scenes"], 1)[:9], question("scienceqa", "A", "text", image="", prompt="Which?\nA. x\nB. y")]
+    asked.insert(3, question("gqa", "x", "long", image="", prompt="w " * 600))
+    alone, together = (ask(runtime, asked, 6) for ask in (evaluate, evaluate_batch))
+    assert [s.answer for s in together] == [s.answer for s in alone] and len({s.answer for s in alone}) > 3
+    assert together[0].problem == "" and together[3].problem == alone[3].problem != ""
+    assert sum(s.vision_ms > 0 for s in together) == 1
 
 
 def test_two_processes_give_the_records_of_one_and_a_crash_keeps_answers(
@@ -90,15 +103,15 @@ def test_two_processes_give_the_records_of_one_and_a_crash_keeps_answers(
     common = ["eval", str(random_checkpoint), "--task", "scienceqa", "--data", str(tmp_path), "--threads", "1"]
     common += ["--max-new-tokens", "3", "--json"]
     found = []
-    for processes in ("1", "2"):
-        out = tmp_path / f"{processes}.jsonl"
-        done = CliRunner().invoke(app, [*common, "--processes", processes, "--out", str(out)])
+    for more in (["--processes", "1"], ["--processes", "2"], ["--batch", "2"]):
+        out = tmp_path / f"{'-'.join(more)}.jsonl"
+        done = CliRunner().invoke(app, [*common, *more, "--out", str(out)])
         assert done.exit_code == 0, done.output
         details = json.loads(done.stdout)["accuracy"]["tasks"]["scienceqa"]["details"]
         assert details["data"]["questions"] == 2 and details["line"].startswith("ScienceQA IMG-Accuracy")
         found.append([replace(sample, ms=0, vision_ms=0) for sample in read_records(out)])
         assert not out.with_name(out.name + ".answers").exists()
-    assert found[0] == found[1] and found[0][0].tokens == 3
+    assert found[0] == found[1] == found[2] and found[0][0].tokens == 3
     again = CliRunner().invoke(app, ["eval", "--predictions", str(out), "--against", str(out), "--json"])
     assert json.loads(again.stdout)["against"]["scienceqa"]["p"] == 1
     only = CliRunner().invoke(app, [*common, "--only", "image", "--out", str(out)])

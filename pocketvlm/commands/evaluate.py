@@ -34,6 +34,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Which questions --limit draws.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 2,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the images, one GPU each.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Questions that a checkpoint answers at once.")] = 1,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens: 24 on scenes, else 128.")
     ] = None,
@@ -59,7 +60,7 @@ def evaluate(
         longest = max_new_tokens or (SHORT_ANSWER if chosen == [BUILT_IN] else LONG_ANSWER)
         out = out or RECORDS / f"{model.resolve().name}-{'-'.join(chosen)}.parquet"
         settings = {"tasks": chosen, "scenes": scenes, "only": only, "limit": limit, "seed": seed}
-        settings |= {"max_new_tokens": longest}
+        settings |= {"max_new_tokens": longest, "batch": batch}
         accuracy, samples = _ask(_session(model, data, settings, threads, processes, out), out, quiet=as_json)
     _show(accuracy, _compare(against, samples) if against else {}, out, as_json)
 
@@ -113,7 +114,7 @@ def _session(
     if not asked:
         raise UserError(f"--only {settings['only']}: no question is of this kind or category.")
     journal = out.with_name(out.name + ".answers")
-    return Session(model, asked, header, journal, settings["max_new_tokens"], threads, processes)
+    return Session(model, asked, header, journal, settings["max_new_tokens"], threads, processes, settings["batch"])
 
 
 def _ask(session: Session, out: Path, *, quiet: bool) -> tuple[Accuracy, list[Sample]]:

@@ -168,3 +168,21 @@ class Runtime(ABC):
             token = int(self.forward(self.embed([token])).argmax())
             timings.decode_ms.append((time.perf_counter() - before) * 1e3)
         return tokens
+
+    def generate_batch(
+        self, prompts: list[list[int]], visions: list[VisionOutput | None], max_new_tokens: int
+    ) -> list[list[int]]:
+        """Answer several prompts greedily; here one after the other, in an engine that can all at once.
+
+        Args:
+            prompts: ids of each, all shorter than the context.
+            visions: the image of each, None for text only.
+            max_new_tokens: per answer; the context may end it sooner.
+        Returns:
+            The new ids of each, without the end token.
+        """
+        room = self.facts.context_length
+        return [
+            self.generate(ids, vision, min(max_new_tokens, room - len(ids)), Timings(), time.perf_counter())
+            for ids, vision in zip(prompts, visions, strict=True)
+        ]

@@ -53,6 +53,45 @@ class TorchRuntime(Runtime):
         out = self.model.model.language_model(inputs_embeds=x, past_key_values=self.cache, use_cache=True)
         return np.asarray(self.model.lm_head(out.last_hidden_state[0, -1]).float().cpu().numpy())  # [vocabulary]
 
+    @torch.inference_mode()
+    def generate_batch(
+        self, prompts: list[list[int]], visions: list[VisionOutput | None], max_new_tokens: int
+    ) -> list[list[int]]:
+        """Answer several prompts at once, padded on the left; stops when the last one has ended."""
+        body, device = self.model.model.language_model, self.model.device
+        x, mask = self._padded([self.prompt_embeds(*pair) for pair in zip(prompts, visions, strict=True)])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # [B, N]
+        rooms = [min(max_new_tokens, self.facts.context_length - len(ids)) for ids in prompts]
+        cache = DynamicCache(config=self.model.config.text_config)
+        answers: list[list[int]] = [[] for _ in prompts]
+        going = set(range(len(prompts)))
+        while True:
+            out = body(
+                inputs_embeds=x, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            tokens = self.model.lm_head(out.last_hidden_state[:, -1]).argmax(-1)  # [B]
+            for row in list(going):
+                token = int(tokens[row])
+                if token != self.facts.eos_id:
+                    answers[row].append(token)
+                if token == self.facts.eos_id or len(answers[row]) >= rooms[row]:
+                    going.discard(row)
+            if not going:
+                return answers
+            x = self.model.get_input_embeddings()(tokens)[:, None]  # [B, 1, D]
+            mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=mask.dtype, device=device)], dim=1)  # [B, N + 1]
+            positions = positions[:, -1:] + 1  # [B, 1]
+
+    def _padded(self, embeds: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts of different lengths as one tensor [B, N, D], empty on the left, and what is no padding [B, N]."""
+        longest = max(len(one) for one in embeds)
+        x = torch.zeros(len(embeds), longest, embeds[0].shape[1])  # [B, N, D]
+        mask = torch.zeros(len(embeds), longest, dtype=torch.long)  # [B, N]
+        for row, one in enumerate(embeds):
+            x[row, longest - len(one) :] = torch.from_numpy(np.ascontiguousarray(one))
+            mask[row, longest - len(one) :] = 1
+        return x.to(self.model.device, self.model.dtype), mask.to(self.model.device)
+
 
 def open(folder: Path, threads: int = 2) -> TorchRuntime:
     """Load the checkpoint in `folder`."""
