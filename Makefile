@@ -7,7 +7,7 @@ UNFINISHED := $(VENV).unfinished
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mobile test lint gate baseline teacher study-tiny clean
+.PHONY: help install mobile test test-rig lint gate baseline teacher study-tiny clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ mobile: $(INSTALLED) ## the whole road: distil, export, measure, report (runs/ti
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
+
+test-rig: $(INSTALLED) ## the tests on emulated devices: fetches real adb, adbd, sshd for arm64 (Debian; 250 MB, once)
+	$(BIN)/python -m tests.rig.fetch
+	$(BIN)/python -m pytest tests/rig
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -56,6 +56,8 @@ class Recorder:
         """Whether a pass tells something about this artifact: an emulated engine only loads once and answers."""
         if kind == "accuracy":
             return bool(self.config.tasks)
+        if kind == "sustained" and not self.config.sustained_s:
+            return False
         return not self._emulated
 
     def record(self, kind: str, found: dict[str, Any]) -> None:
@@ -68,6 +70,9 @@ class Recorder:
         for library, seen in found["imported"].items():
             self._imported[library] = self._imported[library] or seen
         getattr(self, f"_record_{kind}")(found)
+        self._notes += found.get("notes", [])
+        if broken := found.get("broken_rules"):
+            self.invalidate(f"{self.name}: {'; '.join(broken)}")
         foreign = [library for library in FORBIDDEN if self._imported[library]]
         if foreign and self._engine != "torch":
             names = " and ".join(foreign)
@@ -101,20 +106,27 @@ class Recorder:
         stats = latency_stats(found["samples"])
         self._values |= {name: value.model_dump() for name, value in stats.items()}
         before, after, share = found["before"], found["after"], found["others_share"]
-        self._state = {"before": before, "after": after, "others_share": share}
+        self._state = {"before": before, "after": after, "others_share": share, **found.get("method", {})}
+        if "energy" in found:
+            self._values["energy_j"] = found["energy"]
+            self._reasons["energy_j"] = found["energy_reason"]
         temperatures = [before["temperature_c"], after["temperature_c"]]
         if all(temperatures):
             self._values["thermal"] = {"before_c": temperatures[0], "after_c": temperatures[1]}
         else:
             unreadable = after["reasons"].get("temperature_c")
             self._reasons["thermal"] = unreadable or "no thermal zone was readable before the latency pass"
-        if share is None:
+        if share is None and "method" not in found:
             self._notes.append("no /proc/stat: how busy other processes kept the machine is unknown")
-        elif share > CROWDED:
+        elif share is not None and share > CROWDED:
             self._notes.append(
                 f"the machine was busy: during the latency pass other processes used {share:.0%} of its processors "
                 f"(more than {CROWDED:.0%}), so the latencies are upper bounds"
             )
+
+    def _record_sustained(self, found: dict[str, Any]) -> None:
+        self._raw["sustained"] = found["raw"]
+        self._values["thermal"] = {**(self._values["thermal"] or {}), "sustained": found["sustained"]}
 
     def _record_memory(self, found: dict[str, Any]) -> None:
         self._raw["rss_mb"] = {"loaded": found["loaded_rss_mb"], "peak": found["peak_rss_mb"]}

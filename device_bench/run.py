@@ -20,7 +20,7 @@ def silent(fraction: float, message: str) -> None:
 
 JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "scenes", "max_new_tokens"}
 # Share of an artifact's time that each pass takes, for the progress bar.
-SHARES = {"load": 0.1, "latency": 0.15, "memory": 0.05, "accuracy": 0.7}
+SHARES = {"load": 0.1, "latency": 0.15, "sustained": 0.0, "memory": 0.05, "accuracy": 0.7}
 
 
 def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent) -> list[Path]:
@@ -37,11 +37,15 @@ def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Prog
     """
     _check(config, artifacts)
     results, failures = [], []
-    for index, artifact in enumerate(artifacts):
-        try:
-            results.append(bench_one(artifact, config, out, within(on_progress, index, len(artifacts))))
-        except CheckFailed as failure:
-            failures.append(str(failure))
+    device = open_device(config.device)
+    try:
+        for index, artifact in enumerate(artifacts):
+            try:
+                results.append(_bench(device, artifact, config, out, within(on_progress, index, len(artifacts))))
+            except CheckFailed as failure:
+                failures.append(str(failure))
+    finally:
+        device.clean_up()
     if failures:
         raise CheckFailed("\n".join(failures))
     return results
@@ -58,14 +62,22 @@ def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progr
     """
     device = open_device(config.device)
     try:
-        recorder = Recorder(artifact, config, device.identify(), out / device.folder_name)
-        try:
-            _measure(recorder, device, on_progress)
-        except CheckFailed as failure:
-            recorder.invalidate(str(failure))
-        return recorder.write()
+        return _bench(device, artifact, config, out, on_progress)
     finally:
         device.clean_up()
+
+
+def _bench(device: Device, artifact: Path, config: BenchConfig, out: Path, on_progress: Progress) -> Path:
+    if config.sustained_s and "sustained_s" not in device.settings:
+        raise UserError(
+            f"sustained_s={config.sustained_s:g}: --device {device.spec} has no sustained run. Leave it out."
+        )
+    recorder = Recorder(artifact, config, device.identify(), out / device.folder_name)
+    try:
+        _measure(recorder, device, on_progress)
+    except CheckFailed as failure:
+        recorder.invalidate(str(failure))
+    return recorder.write()
 
 
 def within(on_progress: Progress, start: float, total: float, width: float = 1, prefix: str = "") -> Progress:
@@ -76,7 +88,8 @@ def within(on_progress: Progress, start: float, total: float, width: float = 1, 
 def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
     """Run the passes in their order and record each as soon as it is there."""
     config, name = recorder.config, recorder.name
-    job = {"artifact": device.push(recorder.artifact), **config.model_dump(include=JOB_SETTINGS)}
+    settings = config.model_dump(include=JOB_SETTINGS | device.settings)
+    job = {"artifact": device.push(recorder.artifact), **settings}
     # Once, and untimed: whether every file is whole, and what the engine compiles on first use.
     prepare = {**job, "kind": "prepare", "threads": config.threads}
     _run(device, prepare, recorder, within(on_progress, 0, 1, 0, f"{name}: "))

@@ -13,6 +13,7 @@ from pocketvlm.commands import (
     analyze,
     ask,
     bench,
+    bundle,
     convert,
     distill,
     doctor,
@@ -38,6 +39,7 @@ app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("ask")(ask.ask)
 app.command("bench")(bench.bench)
+app.command("bundle")(bundle.bundle)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("analyze")(analyze.analyze)

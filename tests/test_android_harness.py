@@ -45,7 +45,8 @@ def test_results_have_every_timing_and_the_peak_memory(runtime: ExecutorchRuntim
     (tmp_path / "noise.f32").write_bytes(pixels().tobytes())
     ids = runtime.prompt("What?")
     run_job(tmp_path, runtime, [("q", "noise.f32", ids)])
-    load, answer, memory, done = (tmp_path / "results.txt").read_text().splitlines()
+    cpus, load, start, answer, memory, done = (tmp_path / "results.txt").read_text().splitlines()
+    assert re.fullmatch(r"cpus [\d,-]+", cpus) and float(start.removeprefix("start_s ")) > 0
     assert float(load.removeprefix("load_ms ")) > 0
     found = re.fullmatch(
         r"answer q end_s \d+\.\d+ vision_ms (\S+) prefill_ms (\S+) prefill_tokens (\d+) ttft_ms (\S+)"
@@ -91,10 +92,10 @@ def test_a_picture_is_encoded_once_for_its_questions_if_the_job_says_so(
     (tmp_path / "noise.f32").write_bytes(pixels().tobytes())
     requests = [(name, "noise.f32", runtime.prompt("What?")) for name in ("first", "second")]
     run_job(tmp_path, runtime, requests)
-    _, first, second, *_ = (tmp_path / "results.txt").read_text().splitlines()
+    *_, first, second, _, _ = (tmp_path / "results.txt").read_text().splitlines()
     assert " vision_ms " in first and " vision_ms " in second
     run_job(tmp_path, runtime, requests, reuse_images=1)
-    _, first, reused, *_ = (tmp_path / "results.txt").read_text().splitlines()
+    *_, first, reused, _, _ = (tmp_path / "results.txt").read_text().splitlines()
     assert " vision_ms " in first and " vision_ms " not in reused
     assert tokens_of(reused) == tokens_of(second)
 

@@ -34,16 +34,19 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-// Highest resident memory of this process so far, in KiB, from the kernel.
-long peak_memory_kib() {
+// What the kernel says of this process after a key of /proc/self/status, without blanks before it.
+std::string status_of(const std::string& key) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
-    if (line.rfind("VmHWM:", 0) == 0) {
-      return std::stol(line.substr(6));
+    if (line.rfind(key + ":", 0) == 0) {
+      return line.substr(line.find_first_not_of(" \t", key.size() + 1));
     }
   }
-  throw std::runtime_error("/proc/self/status: no VmHWM line found");
+  throw std::runtime_error("/proc/self/status: no " + key + " line found");
 }
+
+// Highest resident memory of this process so far, in KiB.
+long peak_memory_kib() { return std::stol(status_of("VmHWM")); }
 
 // The prompt's embeddings [N, D] with the vision tokens [V, D] where the image token stands.
 std::vector<float> prompt_embeddings(Model& model, const Job& job, const Request& request,
@@ -153,9 +156,10 @@ void ask(Model& model, const Job& job, const Request& request, const std::string
 }
 
 void run(const Job& job, std::FILE* out) {
+  std::fprintf(out, "cpus %s\n", status_of("Cpus_allowed_list").c_str());
   const auto start = Clock::now();
   const std::unique_ptr<Model> model = pocketvlm::open_model(job.model, job.threads, job.context);
-  std::fprintf(out, "load_ms %.3f\n", ms_since(start));
+  std::fprintf(out, "load_ms %.3f\nstart_s %.3f\n", ms_since(start), uptime());
   std::fflush(out);
   const auto first = Clock::now();
   Picture picture;

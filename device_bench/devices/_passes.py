@@ -1,13 +1,17 @@
 """The passes of the bench on a device behind a connection, each one job for the runner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_bench.devices._method import energy, sustained
 from device_bench.devices._requests import Asker, Reply, Request, Results
+from device_bench.devices._rules import measured, telemetry_rows
+from device_bench.devices._sensors import Reading, Sensors
 from device_bench.devices.base import Progress
 from device_bench.evaluate import grade, questions, score
+from device_bench.sensors.base import Absent
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.config import Config
 from vlm.data.scenes.draw import render
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 PICTURE = "image.f32"
 SOON_S = 1.0
+WARMUPS = 3  # times the warm-up that was asked for: as long as it may take the device to settle
 
 
 class Job(Config):
@@ -37,17 +42,43 @@ class Job(Config):
     tasks: list[str]
     scenes: int
     max_new_tokens: int
+    min_seconds: float
+    sustained_s: float
+    idle_s: float
+    cool_s: float
 
 
 class Watching:
-    """What happens while the runner works: nothing but counting, unless a pass wants more."""
+    """What happens while the runner works: answers are counted, and sensors read if there are any.
 
-    sensors = ":"
+    Args:
+        on_progress, text, total: how far it is.
+        sensors: read once a second, or None.
+        prefix: words that start the runner, such as taskset's.
+    """
+
     interval_s = SOON_S
-    prefix: tuple[str, ...] = ()
 
-    def __init__(self, on_progress: Progress, text: str, total: int) -> None:
+    def __init__(
+        self,
+        on_progress: Progress,
+        text: str,
+        total: int,
+        sensors: Sensors | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._report, self._text, self._total = on_progress, text, total
+        self._sensors, self.prefix = sensors, tuple(prefix)
+        self.readings: list[Reading] = []
+
+    @property
+    def script(self) -> str:
+        """What the device does once a second."""
+        return self._sensors.script if self._sensors else ":"
+
+    def restart(self) -> None:
+        """The pass begins anew."""
+        self.readings.clear()
 
     def on_results(self, results: Results) -> None:
         """Called after every line of results."""
@@ -56,6 +87,8 @@ class Watching:
 
     def on_reading(self, uptime_s: float, lines: list[str]) -> None:
         """Called with what the sensors printed."""
+        if self._sensors:
+            self.readings.append(self._sensors.read(uptime_s, lines))
 
 
 def prepare(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -74,12 +107,45 @@ def load(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, A
 
 
 def latency(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Time the fixed request; the picture enters as pixels, so that preprocessing is no part of any time."""
+    """Time the fixed request by the rules of docs/devices.md.
+
+    The picture enters as pixels, so that preprocessing is no part of any time.
+    """
     asker, ask = _fixed_request(device, job)
-    requests = [Request(f"i{index}", ask.picture, ask.ids) for index in range(job.warmup + job.iterations)]
-    watching = Watching(on_progress, "latency", len(requests))
-    results = device.answer(job, _timed(asker, job), requests, watching)
-    return {"load_ms": results.load_ms, "samples": samples_of(results.replies[job.warmup :], job.decode_tokens)}
+    with measured(device, job, on_progress) as run:
+        most = WARMUPS * max(job.warmup, 1) + job.iterations
+        requests = [Request(f"i{index}", ask.picture, ask.ids) for index in range(most)]
+        watching = Watching(on_progress, "latency", most, device.sensors, device.prefix)
+        settings = {**_timed(asker, job), "repeat_s": 0 if device.emulated else job.min_seconds}
+        results = device.answer(job, settings, requests, watching)
+        run.finish(results, watching.readings)
+    warmup = run.warmup(results.replies)
+    kept = results.replies[warmup:]
+    start = results.replies[warmup - 1].end_s if warmup else results.start_s or 0.0
+    found = energy(run.idle, watching.readings, start, kept[-1].end_s, len(kept), len(kept) * (job.decode_tokens + 1))
+    return {
+        "load_ms": results.load_ms,
+        "samples": {**samples_of(kept, job.decode_tokens), "telemetry": run.telemetry(watching.readings)},
+        "others_share": None,
+        "energy": None if isinstance(found, Absent) else {"value": found.per_answer_j, **vars(found)},
+        "energy_reason": found.reason if isinstance(found, Absent) else None,
+        **run.found(),
+    }
+
+
+def sustained_run(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Answer the fixed request for minutes without a pause, to see what heat does to speed."""
+    asker, ask = _fixed_request(device, job)
+    longer = job.model_copy(update={"timeout_s": job.timeout_s + job.sustained_s})
+    watching = Watching(on_progress, "sustained", 10**9, device.sensors, device.prefix)
+    results = device.answer(longer, {**_timed(asker, job), "repeat_s": job.sustained_s}, [ask], watching)
+    ends = [(results.start_s or 0.0, 0)]
+    ends += [(reply.end_s, len(reply.tokens)) for reply in results.replies]
+    return {
+        "load_ms": results.load_ms,
+        "sustained": sustained(ends, watching.readings),
+        "raw": {"ends": ends, "telemetry": telemetry_rows(watching.readings)},
+    }
 
 
 def memory(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -107,6 +173,7 @@ PASSES: dict[str, Callable[["RemoteDevice", Job, Progress], dict[str, Any]]] = {
     "prepare": prepare,
     "load": load,
     "latency": latency,
+    "sustained": sustained_run,
     "memory": memory,
     "accuracy": accuracy,
 }

@@ -4,22 +4,26 @@ import json
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from device_bench.devices import _passes
 from device_bench.devices._bundle import bundle
 from device_bench.devices._link import Link, Lost
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
+from device_bench.devices._sensors import Sensors
 from device_bench.devices._workspace import Workspace
 from device_bench.devices.base import Device, Progress
+from device_bench.sensors.base import Absent
+from device_bench.sensors.cpus import big_cluster, cpus, mask
 from device_bench.worker import FORBIDDEN
 from vlm.errors import CheckFailed, UserError
 
+Found = TypeVar("Found")
 BREAKS = 25  # how often the connection may break in one pass
 ABIS = {"aarch64": "arm64-v8a", "arm64-v8a": "arm64-v8a", "x86_64": "x86_64"}
 
@@ -27,9 +31,14 @@ ABIS = {"aarch64": "arm64-v8a", "arm64-v8a": "arm64-v8a", "x86_64": "x86_64"}
 class RemoteDevice(Device):
     """Runs passes with the runner of a push bundle, in one folder of the device."""
 
+    settings = frozenset({"min_seconds", "sustained_s", "idle_s", "cool_s"})
+    android = False
+
     def __init__(self, link: Link) -> None:
         self.link = link
         self.spec = link.spec
+        self.emulated = False  # known once it was pushed to
+        self._pushed: Path | None = None
 
     @abstractmethod
     def root(self) -> str:
@@ -51,28 +60,71 @@ class RemoteDevice(Device):
         return Workspace(self.link, self.root())
 
     @cached_property
+    def sensors(self) -> Sensors:
+        """The device's sensors."""
+        sensors = Sensors(self.android)
+        sensors.locate(self.link)
+        return sensors
+
+    @cached_property
+    def cluster(self) -> list[int] | Absent:
+        """The processors that the runner is pinned to: the fast ones."""
+        fast = big_cluster(cpus(self.link.run(self.sensors.script).out))
+        if isinstance(fast, Absent):
+            return fast
+        if self.link.words("taskset", mask(fast), "true").code != 0:
+            return Absent("no taskset on the device")
+        return fast
+
+    @property
+    def prefix(self) -> list[str]:
+        """Words that pin what follows them to the fast processors."""
+        return [] if isinstance(self.cluster, Absent) else ["taskset", mask(self.cluster)]
+
+    @cached_property
     def _scratch(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="pocketvlm-bench-"))
 
     def push(self, artifact: Path) -> Path:
         """Bring the runner and an artifact to the device; returns the artifact on this machine."""
         asker = Asker(artifact)
-        arch = self.identify().arch or "unknown"
+        identity = self.identify()
+        arch, self.emulated = identity.arch or "unknown", identity.kind == "emulated"
         if arch not in ABIS:
             raise UserError(f"--device {self.spec}: processor {arch!r} found; {', '.join(sorted(set(ABIS)))} expected.")
         self._bundle = bundle(asker.manifest.engine, ABIS[arch])
-        with self.connected():
-            kill_all(self.link, self.workspace.root)  # what an interrupted measurement has left
-            files = {f"bundle/{name}": path for name, path in self._bundle.files.items()}
-            files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
-            self.workspace.push(files)
+        files = {f"bundle/{name}": path for name, path in self._bundle.files.items()}
+        files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
+        self.again(lambda: self._bring(artifact, files))
         return artifact
+
+    def _bring(self, artifact: Path, files: dict[str, Path]) -> None:
+        space = self.workspace
+        kill_all(self.link, space.root)  # what an interrupted measurement has left
+        if self._pushed != artifact:
+            self.link.words("rm", "-rf", space.path("artifact"), space.path("job"))
+            self._pushed = artifact
+        space.push(files)
 
     def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
         """Run one pass in a fresh process of the runner."""
-        found = _passes.PASSES[job["kind"]](self, _passes.Job(**job, log=log, timeout_s=timeout_s), on_progress)
+        whole = _passes.Job(**job, log=log, timeout_s=timeout_s)
+        found = self.again(lambda: _passes.PASSES[whole.kind](self, whole, on_progress))
         imported = dict.fromkeys(FORBIDDEN, False)
         return {"engine": self._bundle.engine, "emulated": False, "imported": imported, **found}
+
+    def again(self, work: Callable[[], Found]) -> Found:
+        """Do some work on the device; where the connection breaks, wait for it and do the work again.
+
+        Raises:
+            UserError: the device does not come back, or breaks again and again.
+        """
+        for _ in range(BREAKS):
+            try:
+                return work()
+            except Lost:
+                self.link.wait()
+        raise UserError(f"--device {self.spec}: the connection broke {BREAKS} times. Check the cable or the network.")
 
     def answer(
         self, job: "_passes.Job", settings: dict[str, Any], ask: list[Request], watch: "_passes.Watching"
@@ -89,6 +141,7 @@ class RemoteDevice(Device):
         for _ in range(BREAKS):
             if job.kind != "accuracy":
                 results = Results()  # a half of a measurement is none
+                watch.restart()
             answered = {reply.id for reply in results.replies}
             left = [request for request in ask if request.id not in answered]
             if ask and not left:
@@ -125,7 +178,7 @@ class RemoteDevice(Device):
             read_line(results, line)
             watch.on_results(results)
 
-        ended = process.follow(Watch(watch.sensors, watch.interval_s, on_line, watch.on_reading))
+        ended = process.follow(Watch(watch.script, watch.interval_s, on_line, watch.on_reading))
         process.kill()
         with job.log.open("a") as log:
             log.write(self.link.run(f"cat {folder}/out {folder}/err 2>/dev/null").out)
@@ -155,11 +208,7 @@ class RemoteDevice(Device):
         """Kill what still runs on the device, remove our folder there and the one here."""
         try:
             if "workspace" in vars(self):
-                try:
-                    self._clean_device()
-                except Lost:
-                    self.link.wait()
-                    self._clean_device()
+                self.again(self._clean_device)
         finally:
             if "_scratch" in vars(self):
                 shutil.rmtree(self.__dict__.pop("_scratch"), ignore_errors=True)

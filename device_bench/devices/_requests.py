@@ -30,6 +30,7 @@ class Reply:
 
     id: str
     tokens: list[int]
+    end_s: float  # of the device's uptime
     prefill_ms: float
     prefill_tokens: int
     ttft_ms: float
@@ -41,7 +42,9 @@ class Reply:
 class Results:
     """Everything the runner wrote so far."""
 
+    cpus: str | None = None  # that it may use
     load_ms: float | None = None
+    start_s: float | None = None  # of the device's uptime, when the first request began
     peak_kib: int | None = None
     failed: str | None = None
     done: bool = False
@@ -101,8 +104,12 @@ def read_line(results: Results, line: str) -> None:
     """
     key, _, rest = line.partition(" ")
     try:
-        if key == "load_ms":
+        if key == "cpus":
+            results.cpus = rest
+        elif key == "load_ms":
             results.load_ms = float(rest)
+        elif key == "start_s":
+            results.start_s = float(rest)
         elif key == "answer":
             results.replies.append(_reply(rest.split()))
         elif key == "vm_hwm_kib":
@@ -127,6 +134,7 @@ def _reply(words: list[str]) -> Reply:
     return Reply(
         id=name,
         tokens=[int(word) for word in rest[ends + 1 :]],
+        end_s=float(pairs["end_s"]),
         prefill_ms=float(pairs["prefill_ms"]),
         prefill_tokens=int(pairs["prefill_tokens"]),
         ttft_ms=float(pairs["ttft_ms"]),

@@ -17,6 +17,8 @@ ROOT = "/data/local/tmp/pocketvlm"
 class AdbDevice(RemoteDevice):
     """One Android device, named by its serial number or the only one connected."""
 
+    android = True
+
     def __init__(self, serial: str) -> None:
         super().__init__(AdbLink(serial))
 

@@ -16,6 +16,7 @@ class Device(ABC):
     """One place where artifacts run; `spec` is how the user names it on the command line."""
 
     spec: str
+    settings: frozenset[str] = frozenset()  # of BenchConfig that its passes need besides those of every device
 
     @property
     def folder_name(self) -> str:
