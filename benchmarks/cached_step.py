@@ -1,6 +1,6 @@
 """What a training step costs with the teacher's outputs read from an exact cache, against the plain student's step.
 
-    python -m benchmarks.cached_step [--hidden 512] [--layers 24] [--answer 150]
+    python -m benchmarks.cached_step [--hidden 256] [--layers 24] [--answer 150]
 
 Random models on the CPU in float32, all three terms of the loss as published; the vocabulary has the share of the
 student that it has in MobileVLM V2 1.7B. The same batches go through the plain student, the student with the cached
@@ -47,10 +47,10 @@ STEP_BAR, LOSS_BAR = 1.05, 1e-3
 def main() -> int:
     """Measure, print JSON, and exit with 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512, help="width of the student; the teacher has twice that")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the student; the teacher has twice that")
     parser.add_argument("--layers", type=int, default=24, help="of the student; the teacher has as many")
     parser.add_argument("--answer", type=int, default=150, help="words of an answer")
-    parser.add_argument("--vocabulary", type=int, default=8100)
+    parser.add_argument("--vocabulary", type=int, default=4000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ after its first epoch without these numbers would compute them in other batches 
 
 import json
 import zlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class Kept:
 
     def __getitem__(self, key: Hashable) -> Tensor:
         return self._values[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._values)
 
     def __len__(self) -> int:
         return len(self._values)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill.features import TowerFeatures
+from distill.signals import Batch
 from distill.teacher import Teacher
 from tests.tiny import random_model
 from vlm.data.records import load_image
@@ -35,34 +36,29 @@ def test_features_are_those_of_the_layer_the_projector_reads_without_cls() -> No
     torch.testing.assert_close(found[0], expected.pooler_output[0], rtol=1e-2, atol=1e-2)
 
 
-@pytest.fixture
-def batches() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs [3, 9, 64] and which of their positions are answers."""
+@pytest.mark.parametrize("keep", [0, 2, 10])
+def test_kept_answers_equal_fresh_ones_also_when_only_some_are_known(
+    keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(0, IMAGE, (3, 9), generator=torch.Generator().manual_seed(0))
     answers = torch.zeros(3, 9, dtype=torch.bool)
     for sample, (start, end) in enumerate([(2, 5), (4, 9), (1, 2)]):
         answers[sample, start:end] = True
-    return torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(0)), answers
-
-
-@pytest.mark.parametrize("keep", [0, 2, 10])
-def test_kept_answers_equal_fresh_ones_also_when_only_some_are_known(
-    batches: tuple[torch.Tensor, torch.Tensor], keep: int
-) -> None:
-    embeds, answers = batches
     teacher = Teacher(random_model(300, IMAGE), keep)
     calls = []
+    plain = Teacher._states
+    monkeypatch.setattr(Teacher, "_states", lambda self, batch: calls.append(batch) or plain(self, batch))
 
     def read(*samples: int, stage: str = "s") -> torch.Tensor:
-        def inputs() -> dict[str, torch.Tensor]:
-            calls.append(samples)
-            return {"inputs_embeds": embeds[list(samples)]}
+        chosen = list(samples)
+        positions, segments = torch.arange(9).expand(len(chosen), 9), torch.ones(len(chosen), 9, dtype=torch.long)
+        keys = [(stage, i) for i in samples]
+        batch = Batch(ids[chosen], positions, segments, None, [], torch.zeros(0, 576, 32), keys)
+        hidden = teacher.answers(batch, answers[chosen])
+        return hidden.head(hidden.states)
 
-        return teacher.answer_logits([(stage, i) for i in samples], answers[list(samples)], inputs)
-
-    model = teacher.model
     with torch.no_grad():
-        states = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        fresh = model.lm_head(states)
+        fresh = teacher.model(input_ids=ids, use_cache=False).logits  # [3, 9, vocabulary]
     for samples in ((0, 1), (1, 2), (2, 0), (1, 0)):
         expected = torch.cat([fresh[i][answers[i]] for i in samples])
         torch.testing.assert_close(read(*samples), expected, rtol=1e-2, atol=1e-2)
