@@ -54,6 +54,15 @@ def read_records(path: Path) -> list[Sample]:
         raise UserError(f"{path}: not one of our answer files ({error}). Run the benchmark again.") from error
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """What was asked of which model, from a Parquet file's metadata; {} for JSON lines, which have no place for it."""
+    if path.suffix != PARQUET:
+        return {}
+    metadata = _arrow(path)[1].read_schema(path).metadata or {}
+    header: dict[str, Any] = json.loads(metadata.get(HEADER, b"{}"))
+    return header
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file holds answers that this program wrote, told by its first line."""
     if path.suffix == PARQUET:

@@ -12,7 +12,7 @@ from device_bench import vlmevalkit
 from device_bench.evaluate import grade, questions, versions
 from device_bench.pictures import load_picture
 from device_bench.predictions import score_predictions
-from device_bench.records import is_ours, read_records, write_records
+from device_bench.records import is_ours, read_header, read_records, write_records
 from device_bench.rows import read_rows
 from device_bench.subset import subset
 from device_bench.tasks import scienceqa
@@ -260,6 +260,7 @@ def test_records_survive_their_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / name
     write_records(samples, path, {"model": "m"})
     assert read_records(path) == samples and is_ours(path)
+    assert read_header(path) == ({"model": "m"} if name.endswith("parquet") else {})
     assert not is_ours(tmp_path / "t.jsonl")
 
 

@@ -89,11 +89,11 @@ def _compare(against: Path, samples: list[Sample]) -> dict[str, Any]:
 def _read(predictions: Path, tasks: str, data: Path | None) -> tuple[Accuracy, list[Sample]]:
     from device_bench.evaluate import publish, regrade, score, versions
     from device_bench.predictions import score_predictions
-    from device_bench.records import is_ours, read_records
+    from device_bench.records import is_ours, read_header, read_records
 
     if is_ours(predictions) and data is None:
         samples = [regrade(sample) for sample in read_records(predictions)]
-        return publish(score(samples), versions(samples)), samples
+        return publish(score(samples), read_header(predictions).get("data") or versions(samples)), samples
     return score_predictions(predictions, tasks, data)
 
 
