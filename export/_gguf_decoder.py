@@ -35,6 +35,7 @@ TENSORS = {
 }
 FILE_TYPES = {
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q5_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
     "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
@@ -64,12 +65,15 @@ def write_decoder(checkpoint: Checkpoint, path: Path, context_length: int) -> No
     writer.add_file_type(LlamaFileType.MOSTLY_F16)
     vocabulary = read_vocabulary(checkpoint.facts.tokenizer, config.vocab_size)
     add_vocabulary(writer, vocabulary, checkpoint.facts.bos_id, checkpoint.facts.eos_id)
-    for name, _, parameter, heads in decoder_tensors(checkpoint):
-        tensor = interleave(parameter.float(), heads) if heads else parameter
-        writer.add_tensor(name, tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous().numpy())
+    for name, _, parameter, _ in decoder_tensors(checkpoint):
+        kind = np.dtype(np.float16 if parameter.ndim > 1 else np.float32)
+        writer.add_tensor_info(name, parameter.shape, kind, parameter.numel() * kind.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for _, _, parameter, heads in decoder_tensors(checkpoint):  # one in memory at a time
+        tensor = interleave(parameter, heads) if heads else parameter
+        writer.write_tensor_data(tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous().numpy())
     writer.close()
 
 

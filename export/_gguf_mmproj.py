@@ -53,10 +53,9 @@ def unsupported(checkpoint: Checkpoint) -> str:
     return "" if grid == GRID else f"llama.cpp's LDPv2 graph takes {GRID} patches per side, the tower has {grid}"
 
 
-def write_mmproj(checkpoint: Checkpoint, path: Path) -> None:
+def write_mmproj(checkpoint: Checkpoint, encoder: VisionEncoder, path: Path) -> None:
     """Write vision tower and projector under llama.cpp's names, matrices as float16."""
     vision: Any = checkpoint.model.config.vision_config
-    encoder = VisionEncoder(checkpoint.model)
     count = len(encoder.layers)
     writer = GGUFWriter(path, "clip")
     writer.add_name(checkpoint.folder.name)
@@ -109,12 +108,19 @@ def _tensors(encoder: VisionEncoder) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def measure(checkpoint: Checkpoint, decoder: Path, mmproj: Path) -> Measured:
-    """Encode one picture with stock llama.cpp, in a process of its own because it may abort, and compare with torch."""
+def measure(checkpoint: Checkpoint, encoder: VisionEncoder, decoder: Path, mmproj: Path) -> Measured:
+    """Encode one picture with stock llama.cpp, in a process of its own because it may abort, and compare with torch.
+
+    Args:
+        checkpoint: says how pictures are prepared.
+        encoder: its vision tower and projector, float32.
+        decoder: the .gguf that llama.cpp wants beside the tower.
+        mmproj: the tower.
+    """
     image = probe_image(checkpoint.facts.preprocessing.size)
     with torch.inference_mode():
-        pixels = torch.from_numpy(pixel_values(image, checkpoint.facts.preprocessing)).to(checkpoint.model.dtype)
-        truth = VisionEncoder(checkpoint.model)(pixels)[0][0].float().numpy()  # [V, D]
+        pixels = torch.from_numpy(pixel_values(image, checkpoint.facts.preprocessing))
+        truth = encoder(pixels)[0][0].numpy()  # [V, D]
     with TemporaryDirectory() as scratch:
         picture, out = Path(scratch, "probe.png"), Path(scratch, "tokens.npy")
         image.save(picture)

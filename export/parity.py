@@ -59,20 +59,32 @@ class Distance:
 
 
 class TorchReference:
-    """A torch runtime whose traces are computed once per probe, however many artifacts are compared with it."""
+    """A torch runtime whose traces are computed once per probe, however many artifacts are compared with it.
+
+    Args:
+        runtime: the model in float32.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+        self.folder = runtime.folder
+        self._runtime: Runtime | None = runtime
         self._traces: dict[Probe, Trace] = {}
 
     def trace(self, probe: Probe) -> Trace:
         """Answer a probe greedily and keep what was computed on the way."""
         if probe not in self._traces:
-            self._traces[probe] = self._answer(probe)
+            if self._runtime is None:
+                raise ValueError("the reference knows only the probes it was closed with")
+            self._traces[probe] = self._answer(self._runtime, probe)
         return self._traces[probe]
 
-    def _answer(self, probe: Probe) -> Trace:
-        runtime = self.runtime
+    def close(self, probes: Sequence[Probe]) -> None:
+        """Trace the probes and let the model go, so that it does not stand in memory beside the artifact."""
+        for probe in probes:
+            self.trace(probe)
+        self._runtime = None
+
+    def _answer(self, runtime: Runtime, probe: Probe) -> Trace:
         vision = runtime.encode_image(runtime.pixels(probe.image))
         runtime.reset()
         rows = [runtime.forward(runtime.prompt_embeds(runtime.prompt(probe.question), vision))]
@@ -176,7 +188,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 def _pixels(runtime: Runtime, reference: TorchReference, probes: Sequence[Probe]) -> Rung:
     """Compare the artifact's pixels with those of the checkpoint's transformers processor."""
-    processor = AutoProcessor.from_pretrained(reference.runtime.folder).image_processor
+    processor = AutoProcessor.from_pretrained(reference.folder).image_processor
     errors = []
     for probe in probes:
         for image in (probe.image, probe.image.resize(WIDE), probe.image.resize(TALL)):

@@ -16,11 +16,12 @@ from export.config import ExportConfig
 from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.probes import Probe, scene_probes
+from export.source import open_checkpoint
 from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
 from vlm.manifest import Manifest, Parity, list_files
-from vlm.models.checkpoint import Checkpoint, load_checkpoint
+from vlm.models.checkpoint import Checkpoint
 from vlm.registry import did_you_mean, load
 from vlm.runtimes import open_runtime
 from vlm.runtimes.torch import TorchRuntime
@@ -106,11 +107,14 @@ def parse_target(text: str) -> Target:
 
 def _open_source(folder: Path, config: ExportConfig) -> Source:
     torch.set_num_threads(config.threads)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     longest = _text_config(checkpoint).max_position_embeddings
     if config.context_length > longest:
         raise UserError(f"context_length={config.context_length}: {folder} was made for at most {longest} tokens.")
-    return Source(checkpoint, TorchReference(TorchRuntime(checkpoint)), scene_probes(config.probes), checkpoint.sha256)
+    probes = scene_probes(config.probes)
+    reference = TorchReference(TorchRuntime(with_weights(checkpoint, {})))
+    reference.close(probes)
+    return Source(checkpoint, reference, probes, checkpoint.sha256)
 
 
 def _export(source: Source, target: Target, out: Path, config: ExportConfig, say: Progress) -> Path:
@@ -142,6 +146,9 @@ def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -
     if weights is not None and not config.allow_drift:
         _check_rounding(source.checkpoint, weights, target)
     rounded = None if weights is None else TorchReference(TorchRuntime(with_weights(source.checkpoint, weights)))
+    if rounded:
+        del weights
+        rounded.close(source.probes)
     runtime = open_runtime(folder, config.threads)
     try:
         parity = climb(runtime, target.precision, source.reference, rounded, source.probes)
@@ -168,7 +175,7 @@ def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], ta
 
 
 def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Checkpoint:
-    """Copy a checkpoint with some of its parameters replaced.
+    """Copy a checkpoint in float32 with some of its parameters replaced; what is float32 already is shared.
 
     Args:
         checkpoint: stays as it is.
@@ -176,16 +183,19 @@ def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Ch
     Raises:
         ValueError: a name or a shape the model does not have; the format that made them is wrong.
     """
-    model = copy.deepcopy(checkpoint.model)
+    old = checkpoint.model
+    model = copy.deepcopy(old, {id(parameter): parameter for parameter in old.parameters()})
+    found = dict(old.named_parameters(remove_duplicate=False))
     for name, value in weights.items():
-        owner_name, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(owner_name)
-        found = getattr(owner, leaf, None)
-        if found is None or found.shape != value.shape:
-            expected = "no such parameter" if found is None else str(list(found.shape))
+        if name not in found or found[name].shape != value.shape:
+            expected = str(list(found[name].shape)) if name in found else "no such parameter"
             raise ValueError(f"{name}: {list(value.shape)} was read from the artifact, the model has {expected}.")
-        # A new parameter, not new values in the old one: embedding and head may share one and be rounded differently.
-        setattr(owner, leaf, nn.Parameter(value.float(), requires_grad=False))
+    for name, parameter in found.items():
+        if name in weights or parameter.dtype != torch.float32:
+            owner_name, _, leaf = name.rpartition(".")
+            values = weights.get(name, parameter.detach()).float()
+            # Not new values in the old one: embedding and head may share one parameter and be rounded differently.
+            setattr(model.get_submodule(owner_name), leaf, nn.Parameter(values, requires_grad=False))
     return replace(checkpoint, model=model)
 
 

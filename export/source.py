@@ -58,3 +58,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def in_float32(module: nn.Module) -> nn.Module:
     """Copy a module in float32, which is what graphs are traced and vision towers are rounded in."""
     return copy.deepcopy(module).float().eval()
+
+
+def names_in(checkpoint: Checkpoint, module: nn.Module) -> dict[str, str]:
+    """Parameter names of a module that shares the checkpoint's parameters -> the checkpoint's names for them."""
+    theirs = {id(parameter): name for name, parameter in checkpoint.model.named_parameters()}
+    return {name: theirs[id(parameter)] for name, parameter in module.named_parameters()}

@@ -17,6 +17,7 @@ import torch
 from export._gguf_decoder import deinterleave, interleave, storage
 from export._gguf_mmproj import measure
 from export._gguf_vocabulary import tokenization_differences
+from export.graph import VisionEncoder
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
 from tests.manifests import write_manifest
 from tests.tiny import random_model
@@ -65,7 +66,8 @@ def test_stock_llama_cpp_is_wrong_with_mmproj_and_the_manifest_says_by_how_much(
     checkpoint: Checkpoint, artifact: Manifest
 ) -> None:
     folder = Path(artifact.name)
-    found = measure(checkpoint, folder / "decoder.gguf", folder / "mmproj.gguf")
+    encoder = VisionEncoder(checkpoint.model)
+    found = measure(checkpoint, encoder, folder / "decoder.gguf", folder / "mmproj.gguf")
     assert found.cosine_min is not None and found.cosine_min <= (found.cosine_mean or 0) < 0.99
     assert artifact.settings["mmproj_cosine_min"] == pytest.approx(found.cosine_min, abs=1e-4)
     assert artifact.settings["mmproj_cosine_mean"] == pytest.approx(found.cosine_mean, abs=1e-4)

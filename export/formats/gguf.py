@@ -6,6 +6,7 @@ mmproj.gguf           the same tower for llama.cpp's own CLIP graph, which is wr
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from export._gguf_mmproj import measure, unsupported, write_mmproj
 from export._gguf_vision import read_vision, write_vision
 from export._gguf_vocabulary import PROBES, tokenization_differences
 from export.formats.base import Written
+from export.graph import VisionEncoder
+from export.source import in_float32
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.llamacpp import DECODER, VISION
@@ -27,7 +30,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     """Write decoder, vision tower and mmproj into `folder`.
 
     Args:
-        checkpoint: the model, float32.
+        checkpoint: the model, its weights as they are stored.
         precision: one of PRECISIONS; the vision tower's matrices are float16 in all of them.
         context_length: longest sequence in tokens.
     Raises:
@@ -41,7 +44,8 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
         write_decoder(checkpoint, source, context_length)
         quantize(source, decoder, precision)
         source.unlink()
-    write_vision(checkpoint, folder / VISION)
+    encoder: Any = in_float32(VisionEncoder(checkpoint.model))
+    write_vision(checkpoint, encoder, folder / VISION)
     types = storage(decoder)
     notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, precision)]
     settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
@@ -49,7 +53,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     settings["tokenizer_differences"] = len(different)
     if different:
         notes.append(f"llama.cpp's own tokenizer splits {len(different)} of {len(PROBES)} texts unlike tokenizer.json.")
-    _add_mmproj(checkpoint, folder, settings, notes)
+    _add_mmproj(checkpoint, encoder, folder, settings, notes)
     table = types["token_embd.weight"].lower()
     return Written(
         precisions=Precision(vision="f16", projector="f16", embedding=table, decoder=precision),
@@ -73,15 +77,19 @@ def _fallbacks(types: dict[str, str], precision: str) -> list[str]:
 
 
 def _add_mmproj(
-    checkpoint: Checkpoint, folder: Path, settings: dict[str, int | float | str | bool], notes: list[str]
+    checkpoint: Checkpoint,
+    encoder: VisionEncoder,
+    folder: Path,
+    settings: dict[str, int | float | str | bool],
+    notes: list[str],
 ) -> None:
     """Write mmproj.gguf and say how wrong stock llama.cpp is with it."""
     reason = unsupported(checkpoint)
     if reason:
         notes.append(f"No {MMPROJ}: {reason}.")
         return
-    write_mmproj(checkpoint, folder / MMPROJ)
-    found = measure(checkpoint, folder / DECODER, folder / MMPROJ)
+    write_mmproj(checkpoint, encoder, folder / MMPROJ)
+    found = measure(checkpoint, encoder, folder / DECODER, folder / MMPROJ)
     settings["mmproj"] = MMPROJ
     if found.cosine_min is None or found.cosine_mean is None:
         notes.append(f"{MMPROJ} could not be measured with stock llama.cpp: {found.failure}. Do not rely on it.")
