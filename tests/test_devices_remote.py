@@ -236,6 +236,14 @@ def test_words_of_a_process_arrive_as_they_were_given(link: ShellLink, tmp_path:
     assert quote(str(folder)) != str(folder)
 
 
+def test_what_a_process_writes_to_its_home_stays_in_the_folder(link: ShellLink, tmp_path: Path) -> None:
+    process = start(
+        link, tmp_path / "job", 'for place in "$HOME" "$XDG_CACHE_HOME" "$TMPDIR"; do cd "$place"; pwd; done'
+    )
+    assert process.follow(Heard().watch()).code == 0
+    assert (tmp_path / "job" / "out").read_text().split() == [str(tmp_path / "job")] * 3
+
+
 def test_removing_the_folder_is_checked(space: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_text("x")
     space.push({"deep/er/a.bin": tmp_path / "a.bin"})

@@ -1,99 +1,47 @@
 // ONNX Runtime on the CPU: three graphs, keys and values handed from step to step, as vlm/runtimes/onnx.py.
 
-#include <onnxruntime_cxx_api.h>
-
-#include <algorithm>
 #include <array>
-#include <functional>
+#include <iterator>
 #include <numeric>
 #include <stdexcept>
 #include <vector>
 
 #include "model.h"
+#include "onnx_vision.h"
 
 namespace pocketvlm {
 namespace {
 
-using Shape = std::vector<int64_t>;
-
-const Ort::Env& environment() {
-  static const Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "pocketvlm");
-  return env;
-}
-
-Ort::Session open_session(const std::string& path, int threads) {
-  Ort::SessionOptions options;
-  options.SetIntraOpNumThreads(threads);
-  try {
-    return Ort::Session(environment(), path.c_str(), options);
-  } catch (const Ort::Exception& problem) {
-    throw std::runtime_error(path + ": " + problem.what());
-  }
-}
-
-Shape input_shape(const Ort::Session& session, size_t index) {
-  return session.GetInputTypeInfo(index).GetTensorTypeAndShapeInfo().GetShape();
-}
-
-Shape output_shape(const Ort::Session& session, size_t index) {
-  return session.GetOutputTypeInfo(index).GetTensorTypeAndShapeInfo().GetShape();
-}
-
-template <typename Value>
-Ort::Value tensor(const Value* data, const Shape& shape) {
-  const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-  return Ort::Value::CreateTensor<Value>(memory, const_cast<Value*>(data), static_cast<size_t>(count), shape.data(),
-                                         shape.size());
-}
-
-void copy(const Ort::Value& value, int64_t count, float* out) {
-  const auto found = static_cast<int64_t>(value.GetTensorTypeAndShapeInfo().GetElementCount());
-  if (found != count) {
-    throw std::runtime_error(std::to_string(count) + " floats expected, " + std::to_string(found) + " found");
-  }
-  const float* data = value.GetTensorData<float>();
-  std::copy(data, data + count, out);
-}
-
 class OnnxModel final : public Model {
  public:
   OnnxModel(const std::string& folder, int threads, int64_t context)
-      : vision_(open_session(folder + "/vision_encoder.onnx", threads)),
+      : vision_(folder + "/vision_encoder.onnx", threads),
         embedding_(open_session(folder + "/embed_tokens.onnx", threads)),
         decoder_(open_session(folder + "/decoder_model_merged.onnx", threads)) {
     if (context < 1) {
       throw std::runtime_error("context: the longest sequence is expected in the job");
     }
-    pixels_shape_ = input_shape(vision_, 0);               // [1, 3, S, S]
-    const Shape tokens = output_shape(vision_, 0);         // [1, V, D]
-    const Shape logits = output_shape(decoder_, 0);        // [1, 1, vocabulary]
-    if (pixels_shape_.size() != 4 || tokens.size() != 3 || logits.size() != 3) {
+    const Shape logits = output_shape(decoder_, 0);  // [1, 1, vocabulary]
+    if (logits.size() != 3) {
       throw std::runtime_error(folder + ": the graphs have other ranks than a pocketvlm export; export it again");
     }
-    sizes_.pixels = std::accumulate(pixels_shape_.begin(), pixels_shape_.end(), int64_t{1}, std::multiplies<>());
-    sizes_.vision_tokens = tokens[1];
-    sizes_.hidden = tokens[2];
+    sizes_.pixels = vision_.pixels();
+    sizes_.vision_tokens = vision_.tokens();
+    sizes_.hidden = vision_.hidden();
     sizes_.vocabulary = logits[2];
     sizes_.context = context;
     read_names();
     reset();
   }
 
-  void encode_image(const float* pixels, float* tokens, float*) override {
-    const std::array<const char*, 1> inputs{"pixel_values"};
-    const std::array<const char*, 1> outputs{"image_features"};
-    const Ort::Value input = tensor(pixels, pixels_shape_);
-    const auto found = vision_.Run(Ort::RunOptions{nullptr}, inputs.data(), &input, 1, outputs.data(), 1);
-    copy(found[0], sizes_.vision_tokens * sizes_.hidden, tokens);
-  }
+  void encode_image(const float* pixels, float* tokens, float*) override { vision_.encode(pixels, tokens); }
 
   void embed(const int64_t* ids, int64_t n, float* embeddings) override {
     const std::array<const char*, 1> inputs{"input_ids"};
     const std::array<const char*, 1> outputs{"inputs_embeds"};
     const Ort::Value input = tensor(ids, {1, n});
     const auto found = embedding_.Run(Ort::RunOptions{nullptr}, inputs.data(), &input, 1, outputs.data(), 1);
-    copy(found[0], n * sizes_.hidden, embeddings);
+    copy_floats(found[0], n * sizes_.hidden, embeddings);
   }
 
   void reset() override {
@@ -123,7 +71,7 @@ class OnnxModel final : public Model {
     }
     auto found = decoder_.Run(Ort::RunOptions{nullptr}, inputs.data(), values.data(), values.size(), outputs.data(),
                               outputs.size());
-    copy(found[0], sizes_.vocabulary, logits);
+    copy_floats(found[0], sizes_.vocabulary, logits);
     cache_.clear();
     std::move(found.begin() + 1, found.end(), std::back_inserter(cache_));
     position_ += n;
@@ -147,10 +95,9 @@ class OnnxModel final : public Model {
     }
   }
 
-  Ort::Session vision_;
+  OnnxVision vision_;
   Ort::Session embedding_;
   Ort::Session decoder_;
-  Shape pixels_shape_;
   std::vector<std::string> past_, present_;
   std::vector<Shape> empty_;
   std::vector<Ort::Value> cache_;

@@ -27,11 +27,19 @@ RECORD = "bundle.json"
 
 @dataclass(frozen=True)
 class Engine:
-    """How a runner is built: the wheel with its libraries, which of them, and what the job calls the model."""
+    """How a runner is built.
+
+    Attributes:
+        package: the wheel with its libraries.
+        libraries: which of the unpacked wheel's files they are.
+        model: what the job calls the model, below the artifact's folder.
+        needs_root: it also needs a folder of the device's packages, which LLAMACPP_ROOT names: llama.cpp has no wheel.
+    """
 
     package: str
-    libraries: str  # glob in the unpacked wheel
-    model: tuple[str, ...]  # below the artifact's folder
+    libraries: str
+    model: tuple[str, ...] = ()
+    needs_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,18 +49,22 @@ class Processor:
     compiler: str
     package: str  # of Debian and Ubuntu
     loader: str
+    triplet: str
     platforms: tuple[str, ...]  # of wheels
 
 
 ENGINES = {
     "executorch": Engine("executorch", "executorch/lib/libexecutorch*.so", ("model.pte",)),
-    "onnx": Engine("onnxruntime", "onnxruntime/capi/libonnxruntime.so.*", ()),
+    "onnx": Engine("onnxruntime", "onnxruntime/capi/libonnxruntime.so.*"),
+    "llamacpp": Engine("onnxruntime", "onnxruntime/capi/libonnxruntime.so.*", needs_root=True),
 }
+LLAMACPP_ROOT = "LLAMACPP_ROOT"
 PROCESSORS = {
     "arm64-v8a": Processor(
         "aarch64-linux-gnu-g++",
         "g++-aarch64-linux-gnu",
         "ld-linux-aarch64.so.1",
+        "aarch64-linux-gnu",
         ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
     ),
 }
@@ -94,11 +106,12 @@ def bundle(engine: str, abi: str) -> Bundle:
             f"{processor.compiler}: not found; the runner is compiled with it. Debian, Ubuntu: apt install "
             f"{processor.package} cmake make."
         )
-    folder = cache_folder() / f"bundle-{abi}-{engine}-{version}-{_key(compiler)}"
+    root = _root() if how.needs_root else None
+    folder = cache_folder() / f"bundle-{abi}-{engine}-{version}-{_key(compiler, root)}"
     if not (folder / RECORD).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
-            ready = _make(Path(name), engine, abi, version, compiler)
+            ready = _make(Path(name), engine, abi, version, compiler, root)
             shutil.rmtree(folder, ignore_errors=True)
             ready.rename(folder)
     return _open(folder, engine, processor)
@@ -123,26 +136,48 @@ def _version(how: Engine) -> str:
         ) from error
 
 
-def _key(compiler: str) -> str:
+def _root() -> Path:
+    """Folder with usr/include/llama.h and the libraries for the device, its C library among them."""
+    chosen = os.environ.get(LLAMACPP_ROOT, "")
+    if (Path(chosen) / "usr" / "include" / "llama.h").is_file():
+        return Path(chosen).resolve()
+    raise UserError(
+        f"{LLAMACPP_ROOT}={chosen!r}: a folder with usr/include/llama.h and usr/lib/aarch64-linux-gnu/libllama.so "
+        "expected. Unpack arm64 packages into it with dpkg-deb -x: libllama-dev of Debian sid and all it depends on."
+    )
+
+
+def _key(compiler: str, root: Path | None) -> str:
     digest = hashlib.sha256(_output([compiler, "--version"]).encode())
     for path in [HARNESS / "CMakeLists.txt", Path(__file__), *sorted((HARNESS / "src").iterdir())]:
         digest.update(path.read_bytes())
+    for path in sorted(root.rglob("lib*.so*")) if root else []:
+        digest.update(f"{path} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]
 
 
-def _make(work: Path, engine: str, abi: str, version: str, compiler: str) -> Path:
+def _make(work: Path, engine: str, abi: str, version: str, compiler: str, root: Path | None) -> Path:
     """Build a bundle below `work` and return its folder."""
     how, processor = ENGINES[engine], PROCESSORS[abi]
     wheel = _wheel(work, how, version, processor)
     libraries = sorted((work / "wheel").glob(how.libraries))
     if not libraries:
         raise UserError(f"{wheel}: no {how.libraries} inside; this version of {how.package} has no C++ runtime.")
-    runner = _compile(work, engine, libraries)
+    packages = root / "usr" / "lib" / processor.triplet if root else None
+    runner = _compile(work, engine, libraries, packages)
     ready = work / "ready"
     ready.mkdir()
     shutil.copy(runner, ready / RUNNER_NAME)
-    _collect(ready, RUNNER_NAME, libraries[0].parent, compiler)
-    _place(Path(_output([compiler, f"-print-file-name={processor.loader}"])), ready / processor.loader)
+    places = [libraries[0].parent, *([packages] if packages else [])]
+    # llama.cpp opens the one of its backends that suits the processor by itself.
+    backends = sorted(packages.glob("ggml/backends*/libggml-cpu-*.so")) if packages else []
+    for backend in backends:
+        _place(backend, ready / backend.name)
+    for name in (RUNNER_NAME, processor.loader, *(backend.name for backend in backends)):
+        if name == processor.loader:
+            _place(_find(name, places, compiler), ready / name)
+        else:
+            _collect(ready, name, places, compiler)
     record = {
         "abi": abi,
         "engine": engine,
@@ -168,12 +203,15 @@ def _wheel(work: Path, how: Engine, version: str, processor: Processor) -> Path:
     return wheel
 
 
-def _compile(work: Path, engine: str, libraries: list[Path]) -> Path:
+def _compile(work: Path, engine: str, libraries: list[Path], packages: Path | None) -> Path:
     settings = [f"-DENGINE={engine}", f"-DCMAKE_TOOLCHAIN_FILE={HARNESS / 'aarch64-linux.cmake'}"]
     if engine == "executorch":
         settings.append(f"-DCMAKE_PREFIX_PATH={libraries[0].parents[1]}")
     else:
         settings += [f"-DONNXRUNTIME_INCLUDE_DIR={_headers()}", f"-DONNXRUNTIME_LIBRARY={libraries[0]}"]
+    if packages:
+        includes = packages.parents[1] / "include"
+        settings += [f"-DLLAMACPP_INCLUDE_DIR={includes}", f"-DLLAMACPP_LIBRARY_DIR={packages}"]
     build = work / "build"
     advice = "A cross compiler, cmake and make are needed."
     _run(["cmake", "-S", str(HARNESS), "-B", str(build), *settings], advice)
@@ -193,18 +231,20 @@ def _headers() -> Path:
     )
 
 
-def _collect(ready: Path, name: str, engine: Path, compiler: str) -> None:
-    """Copy every library that a file needs, and those need, from the engine's folder or the compiler's."""
+def _collect(ready: Path, name: str, places: list[Path], compiler: str) -> None:
+    """Copy every library that a file needs, and those need, from the engine's folders or the compiler's."""
     for needed in _needed(ready / name, compiler):
-        if (ready / needed).exists():
-            continue
-        source = engine / needed
-        if not source.is_file():
-            source = next(
-                iter(sorted(engine.glob(f"{needed}.*"))), Path(_output([compiler, f"-print-file-name={needed}"]))
-            )
-        _place(source, ready / needed)
-        _collect(ready, needed, engine, compiler)
+        if not (ready / needed).exists():
+            _place(_find(needed, places, compiler), ready / needed)
+            _collect(ready, needed, places, compiler)
+
+
+def _find(name: str, places: list[Path], compiler: str) -> Path:
+    for place in places:
+        # A wheel has the library under its full version only.
+        if found := [path for path in (place / name, *sorted(place.glob(f"{name}.*"))) if path.is_file()]:
+            return found[0]
+    return Path(_output([compiler, f"-print-file-name={name}"]))
 
 
 def _place(source: Path, to: Path) -> None:

@@ -14,8 +14,10 @@ _LEADER = (
     "echo $$ >pid.part; mv pid.part pid; (sleep {seconds}; : >late; kill -9 -- -$$) & "
     '"$@" >out 2>err; echo $? >exit.part; mv exit.part exit; kill -9 -- -$$'
 )
+# What an engine writes to its user's home, such as ONNX Runtime's telemetry, stays in the folder that is removed.
 _START = """
 cd {folder} || exit 9
+export HOME={folder} XDG_CACHE_HOME={folder} TMPDIR={folder} ORT_DISABLE_TELEMETRY=1
 rm -f pid exit late out err results.txt
 setsid sh -c {leader} sh {command} </dev/null >/dev/null 2>&1 &
 i=0

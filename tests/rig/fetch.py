@@ -15,6 +15,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PARTS = (
     ("host", "bookworm", "amd64", ("adb", "openssh-server", "openssh-client", "g++-aarch64-linux-gnu")),
     ("emulator", "trixie", "amd64", ("qemu-user",)),
+    ("llama", "sid", "arm64", ("libllama-dev",)),
     (
         "device",
         "trixie",

@@ -29,7 +29,7 @@ GETPROP = {
 def missing() -> str | None:
     """Why the rig cannot be used here, or None."""
     root = folder()
-    if not all((root / part / DONE).is_file() for part in ("host", "emulator", "device")):
+    if not all((root / part / DONE).is_file() for part in ("host", "emulator", "device", "llama")):
         return f"no rig in {root}: type make test-rig"
     return None
 
@@ -90,6 +90,7 @@ class Rig:
         return {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "ANDROID_ADB_SERVER_PORT": str(self.adb_server),
+            "LLAMACPP_ROOT": str(self.root / "llama"),
             "ONNXRUNTIME_HEADERS": str(self.device / "usr" / "include" / "onnxruntime"),
         }
 

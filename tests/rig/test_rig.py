@@ -24,7 +24,7 @@ from vlm.runtimes import open_runtime
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
-ENGINES = {"executorch": "executorch:fp32", "onnx": "onnx:fp32"}
+ENGINES = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "llamacpp": "gguf:f16"}
 MAX_NEW_TOKENS = 4
 QUICK: dict[str, Any] = {
     "iterations": 2,
@@ -62,7 +62,10 @@ over_both = pytest.mark.parametrize("spec", ["adb", "ssh"], indirect=True)
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random model of two layers as an artifact of each engine."""
+    """An artifact of each engine: from the folder $RIG_ARTIFACTS, else of a random model of one layer."""
+    if chosen := os.environ.get("RIG_ARTIFACTS"):
+        formats = {engine: target.partition(":")[0] for engine, target in ENGINES.items()}
+        return {engine: sorted(Path(chosen).glob(f"{name}-*"))[0] for engine, name in formats.items()}
     pytest.importorskip("executorch.exir", reason="executorch is not installed")
     from tests.artifacts import write_artifact
     from tests.tiny import save_random_checkpoint
