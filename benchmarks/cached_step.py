@@ -1,11 +1,10 @@
 """What a training step costs with the teacher's outputs read from an exact cache, against the plain student's step.
 
-    python -m benchmarks.cached_step [--hidden 256] [--layers 24] [--answer 150]
+    python -m benchmarks.cached_step [--hidden 512] [--layers 24] [--answer 150]
 
 Random models on the CPU in float32, all three terms of the loss as published; the vocabulary has the share of the
-student that it has in MobileVLM V2 1.7B. The same batches go through the plain student, the student with the cached
-teacher and the student with the live teacher, in turn; the processor time of their fastest steps is compared, and the
-losses of cached and live teacher.
+student that it has in MobileVLM V2 1.7B. The same batches go through the plain student and the student with the cached
+teacher, in turn; the processor time of their fastest steps is compared, and the losses with those of the live teacher.
 """
 
 import argparse
@@ -47,10 +46,10 @@ STEP_BAR, LOSS_BAR = 1.05, 1e-3
 def main() -> int:
     """Measure, print JSON, and exit with 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=256, help="width of the student; the teacher has twice that")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the student; the teacher has twice that")
     parser.add_argument("--layers", type=int, default=24, help="of the student; the teacher has as many")
     parser.add_argument("--answer", type=int, default=150, help="words of an answer")
-    parser.add_argument("--vocabulary", type=int, default=4000)
+    parser.add_argument("--vocabulary", type=int, default=8100)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,18 +69,18 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     offline(config, cached, tokenizer_folder, [(stage, rows)], encoder.max_length, Processes())
     batches = [rows.batch([rows[index]]) for index in range(RECORDS)]
     cached.load_state_dict(live.state_dict())
-    kinds = {"plain": plain, "cached": cached, "live": live}
+    with torch.no_grad():
+        expected = [float(live(**batch)["loss"]) for batch in batches]
+    del live
+    kinds = {"plain": plain, "cached": cached}
     optimizers = {name: torch.optim.AdamW(module.parameters(), lr=0.0, fused=True) for name, module in kinds.items()}
-    live.teacher.kept.entries = 0  # type: ignore[union-attr]
     for name, module in kinds.items():  # warm up
         _step(module, optimizers[name], batches[0])
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     losses: dict[str, list[float]] = {name: [] for name in kinds}
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         for batch in batches:
             for name, module in kinds.items():
-                if name == "live" and number:  # its time is not what is asked
-                    continue
                 start = time.process_time()
                 losses[name].append(_step(module, optimizers[name], batch))
                 seconds[name].append(time.process_time() - start)
@@ -93,8 +92,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},
         "least_seconds": {name: round(value, 4) for name, value in least.items()},
         "cached_over_plain": round(least["cached"] / least["plain"], 4),
-        "live_over_plain": round(least["live"] / least["plain"], 4),
-        "worst_loss_difference": max(abs(a - b) for a, b in zip(losses["cached"], losses["live"], strict=False)),
+        "worst_loss_difference": max(abs(a - b) for a, b in zip(losses["cached"], expected, strict=False)),
     }
 
 

@@ -21,7 +21,7 @@ def command(config: DistillConfig, file: Path, out: Path) -> list[str]:
         out: the student's folder.
     """
     worker = ["-m", "distill.worker", str(file), str(out)]
-    if config.processes == 1:
+    if config.processes == 1 and config.zero is None:  # DeepSpeed wants to be told of its processes even if it is one
         return [sys.executable, *worker]
     place = ["--master-addr" if config.launcher == "torch" else "--master_addr", LOOPBACK]
     place += ["--master-port" if config.launcher == "torch" else "--master_port", str(_free_port())]
