@@ -1,6 +1,7 @@
 """Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,43 @@ def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Prog
     if failures:
         raise CheckFailed("\n".join(failures))
     return results
+
+
+def run_on(
+    devices: list[str], config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent
+) -> list[Path]:
+    """Measure artifacts on several devices at once, each device with its own queue.
+
+    Args:
+        devices: names as `--device` takes them, in place of the configuration's.
+        config, artifacts, out, on_progress: as for `run`.
+    Raises:
+        UserError, CheckFailed: as `run` does; the other devices' measurements are finished and written first.
+    """
+    if doubled := sorted({name for name in devices if devices.count(name) > 1}):
+        raise UserError(f"--device {doubled[0]}: named twice. Each device once.")
+    if "adb" in devices and len(devices) > 1:
+        raise UserError("--device adb: several devices at once are each named by serial number: --device adb:SERIAL.")
+    done = dict.fromkeys(devices, 0.0)
+
+    def one(name: str) -> list[Path]:
+        def report(fraction: float, text: str) -> None:
+            done[name] = fraction
+            on_progress(sum(done.values()) / len(done), f"{name}: {text}" if len(devices) > 1 else text)
+
+        return run(config.model_copy(update={"device": name}), artifacts, out, report)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        queues = [pool.submit(one, name) for name in devices]
+    problems = [problem for queue in queues if (problem := queue.exception()) is not None]
+    expected = [problem for problem in problems if isinstance(problem, UserError | CheckFailed)]
+    for problem in problems:
+        if problem not in expected or len(problems) == 1:
+            raise problem
+    if problems:
+        worst = UserError if any(isinstance(problem, UserError) for problem in problems) else CheckFailed
+        raise worst("\n".join(map(str, problems)))
+    return [path for queue in queues for path in queue.result()]
 
 
 def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progress = silent) -> Path:

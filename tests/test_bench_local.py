@@ -17,7 +17,7 @@ import tests.fake_engine
 from device_bench.config import BenchConfig
 from device_bench.measure import Work, latency_pass, latency_stats, run_once, summarise
 from device_bench.result import Recorder
-from device_bench.run import bench_one, run
+from device_bench.run import bench_one, run, run_on
 from device_bench.telemetry import identify_host
 from tests.manifests import write_manifest
 from vlm.data.scenes.draw import render
@@ -219,6 +219,20 @@ def test_progress_only_grows_and_ends_at_one(tmp_path: Path) -> None:
     run(config, folders, tmp_path / "results", lambda done, text: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_several_devices_are_measured_at_once_and_one_that_fails_keeps_no_other_from_it(tmp_path: Path) -> None:
+    folder = artifact(tmp_path)
+    with pytest.raises(UserError, match=r"locl"):
+        run_on(["local", "locl"], BenchConfig(**QUICK), [folder], tmp_path / "results")
+    assert read_result(folder)["valid"] is True
+
+
+@pytest.mark.parametrize(("devices", "message"), [(["local"] * 2, "named twice"), (["local", "adb"], "serial number")])
+def test_no_device_is_measured_twice_at_once(tmp_path: Path, devices: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_on(devices, BenchConfig(**QUICK), [artifact(tmp_path)], tmp_path / "results")
 
 
 def test_a_damaged_artifact_is_found_before_anything_is_measured(tmp_path: Path) -> None:

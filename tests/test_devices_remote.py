@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.devices import _link, _process
+from device_bench.devices import _link, _process, adb
 from device_bench.devices._link import Lost, quote
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._workspace import Workspace
@@ -249,3 +249,21 @@ def test_removing_the_folder_is_checked(space: Workspace, tmp_path: Path) -> Non
     space.push({"deep/er/a.bin": tmp_path / "a.bin"})
     space.remove()
     assert not Path(space.root).exists()
+
+
+def test_fixed_clocks_are_given_back_even_when_the_connection_broke_in_between(
+    link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cmd").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n')
+    (tmp_path / "cmd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(adb, "ROOT", str(tmp_path / "device" / "x"))
+    device = adb.AdbDevice("S1")
+    device.link = link
+    assert device.workspace.root.endswith("/x")
+    device.begin_timing()
+    link.breaks = 2
+    device.clean_up()
+    device.clean_up()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [f"power set-fixed-performance-mode-enabled {state}" for state in ("true", "false")]

@@ -194,6 +194,12 @@ class RemoteDevice(Device):
         if (self._scratch / name).is_file():
             shutil.move(self._scratch / name, to)
 
+    def begin_timing(self) -> None:
+        """Change what the device's system offers for steady measurements."""
+
+    def end_timing(self) -> None:
+        """Restore what `begin_timing` changed; called again when all is over, in case the connection broke."""
+
     def save(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Keep rows as JSON lines for `pull`."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -214,6 +220,7 @@ class RemoteDevice(Device):
                 shutil.rmtree(self.__dict__.pop("_scratch"), ignore_errors=True)
 
     def _clean_device(self) -> None:
+        self.end_timing()
         kill_all(self.link, self.workspace.root)
         self.workspace.remove()
 

@@ -84,7 +84,9 @@ def measured(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Itera
     if not isinstance(idle[0].power_mw, Absent) and job.idle_s:
         on_progress(0.0, "watching the idle device")
         idle = observe(link, sensors, job.idle_s)
+    device.begin_timing()
     yield TimedRun(device, job, gate, idle, before)
+    device.end_timing()
 
 
 def telemetry_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from vlm.errors import UserError
 
 # The one place where adb's user may write and execute.
 ROOT = "/data/local/tmp/pocketvlm"
+FIXED_CLOCKS = "cmd power set-fixed-performance-mode-enabled {}"
 
 
 class AdbDevice(RemoteDevice):
@@ -21,6 +22,7 @@ class AdbDevice(RemoteDevice):
 
     def __init__(self, serial: str) -> None:
         super().__init__(AdbLink(serial))
+        self._fixed_clocks = False
 
     def root(self) -> str:
         """The folder on the device that is ours."""
@@ -49,6 +51,16 @@ class AdbDevice(RemoteDevice):
             cpus=int(cpus) if cpus.isdigit() else None,
             memory_mb=memory,
         )
+
+    def begin_timing(self) -> None:
+        """Ask Android 11 and later for clocks that can be held without heat; older ones have no such mode."""
+        self._fixed_clocks = self.link.run(FIXED_CLOCKS.format("true")).code == 0
+
+    def end_timing(self) -> None:
+        """Give the clocks back to the system."""
+        if self._fixed_clocks:
+            self.link.run(FIXED_CLOCKS.format("false"))
+            self._fixed_clocks = False
 
     @property
     def serial(self) -> str:

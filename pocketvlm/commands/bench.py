@@ -12,7 +12,10 @@ COLUMNS = ["artifact", "load ms", "vision ms", "ttft ms", "prefill tok/s", "deco
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")],
     out: Annotated[Path, typer.Option(help="Results go to OUT/<device>/<artifact>.json.")],
-    device: Annotated[str, typer.Option(help="local, adb[:SERIAL] or ssh:USER@HOST[:PORT].")] = "local",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="local, adb[:SERIAL] or ssh:USER@HOST[:PORT]; may be given several times. [default: local]"),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Benchmarks, separated by commas; '' for none.")] = None,
     scenes: Annotated[int | None, typer.Option(help="Test images of the built-in benchmark.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Timed answers.")] = None,
@@ -21,15 +24,16 @@ def bench(
 ) -> None:
     """Measure artifacts, each in a fresh process from its folder alone."""
     from device_bench.config import BenchConfig
-    from device_bench.run import run
+    from device_bench.run import run_on
     from pocketvlm.commands._options import given, names
     from pocketvlm.progress import Progress
 
     options = given(tasks=names(tasks), scenes=scenes, iterations=iterations, threads=threads)
-    config = BenchConfig.parse({"device": device, **options}, "pocketvlm bench")
+    devices = device or ["local"]
+    config = BenchConfig.parse({"device": devices[0], **options}, "pocketvlm bench")
     with Progress(quiet=as_json) as progress:
         progress.single("measure", 25.0 * len(artifacts))
-        results = run(config, artifacts, out, progress.update)
+        results = run_on(devices, config, artifacts, out, progress.update)
     show(results, as_json)
 
 
