@@ -241,3 +241,38 @@ def test_sensors_are_read_through_one_shell_at_even_times(board: Board) -> None:
     readings = observe(link, sensors, 0.3, interval_s=0.1)
     assert [reading.deciding_c for reading in readings] == [30.0] * 4
     assert readings[-1].time_s - readings[0].time_s >= 0.25
+
+
+def test_an_energy_counter_is_read_between_its_readings_and_preferred(tmp_path: Path) -> None:
+    sensors = Sensors(android=True, system=str(tmp_path))
+    link = Phone(tmp_path)
+    sensors.locate(link)
+    readings = []
+    for second in range(11):
+        link.joules = 100.0 + 2.0 * second
+        readings.append(sensors.read(float(second), link.run(sensors.script).out.splitlines()))
+    assert integral_mj(readings, 2.5, 7.5) == pytest.approx(10_000)
+    assert readings[0].power_source == "power stats S1M_VDD_MIF+S2M_VDD_CPUCL2"
+    found = energy(readings[:3], readings, 2.5, 7.5, 1, 1)
+    assert isinstance(found, Absent) and "no more than when idle" in found.reason
+
+
+class Phone(ShellLink):
+    """A phone whose dumpsys has a thermal service and an energy meter."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.joules, self._folder = 0.0, folder
+
+    def command(self, script: str) -> list[str]:
+        meter = (
+            "============= PowerStats HAL 2.0 energy meter ==============\n"
+            f"  [S2M_VDD_CPUCL2]:CPU   {self.joules * 600:.2f} mWs\n"
+            f"  [S1M_VDD_MIF]:DDR   {self.joules * 400:.2f} mWs\n"
+            "  [VSYS_PWR_DISPLAY]:Display   77777.00 mWs\n"
+            "========== End of PowerStats HAL 2.0 energy meter ==========\n"
+        )
+        (self._folder / "meter").write_text(meter)
+        answers = f"*IPowerStats*) cat {self._folder}/meter;; *) echo 'Thermal Status: 0';;"
+        says = f"dumpsys() {{ case $1 in {answers} esac; }}\n"
+        return super().command(says + script)

@@ -109,11 +109,13 @@ def settled_after(times_ms: Sequence[float], least: int) -> int | None:
 
 
 def integral_mj(readings: Sequence[Reading], start_s: float, end_s: float) -> float | Absent:
-    """Energy between two moments of the device's clock in millijoules, by the trapezoid rule.
+    """Energy between two moments of the device's clock in millijoules: a counter's, else power by the trapezoid rule.
 
     Args:
         readings: in order of time; they must reach from `start_s` to `end_s`, within two readings' distance.
     """
+    if not isinstance(counted := _counted(readings, start_s, end_s), Absent):
+        return counted
     points = []
     for reading in readings:
         if isinstance(reading.power_mw, Absent):
@@ -135,6 +137,23 @@ def integral_mj(readings: Sequence[Reading], start_s: float, end_s: float) -> fl
     return total
 
 
+def _counted(readings: Sequence[Reading], start_s: float, end_s: float) -> float | Absent:
+    """What an energy counter advanced between two moments, interpolated between readings."""
+    points = [(each.time_s, each.counter_mj) for each in readings if not isinstance(each.counter_mj, Absent)]
+    if len(points) < 2 or len(points) < len(readings) or any(b[1] < a[1] for a, b in itertools.pairwise(points)):
+        return Absent("no energy counter that only grows")
+    if points[0][0] > start_s or points[-1][0] < end_s:
+        return Absent("the counter's readings do not reach over the whole measurement")
+    return _at(points, end_s) - _at(points, start_s)
+
+
+def _at(points: Sequence[tuple[float, float]], when: float) -> float:
+    for (t0, v0), (t1, v1) in itertools.pairwise(points):
+        if t0 <= when <= t1:
+            return v0 + (v1 - v0) * ((when - t0) / (t1 - t0) if t1 > t0 else 1)
+    raise ValueError(f"{when} is outside the readings")
+
+
 @dataclass(frozen=True)
 class Energy:
     """Energy of a measurement above the idle device, in joules, with its source."""
@@ -154,10 +173,12 @@ def energy(
     used = integral_mj(busy, start_s, end_s)
     if isinstance(used, Absent):
         return used
-    resting = [reading.power_mw for reading in idle if not isinstance(reading.power_mw, Absent)]
-    if len(resting) < 2:
+    if len(idle) < 2 or idle[-1].time_s <= idle[0].time_s:
         return Absent("the idle device's power was not measured")
-    idle_mw = sum(resting) / len(resting)
+    resting = integral_mj(idle, idle[0].time_s, idle[-1].time_s)
+    if isinstance(resting, Absent):
+        return resting
+    idle_mw = resting / (idle[-1].time_s - idle[0].time_s)
     above = (used - idle_mw * (end_s - start_s)) / 1000
     if above <= 0:
         return Absent(f"the device used no more than when idle ({idle_mw:.0f} mW): the sensor is too coarse")

@@ -81,7 +81,8 @@ def measured(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Itera
         lambda text: on_progress(0.0, text),
     )
     idle = observe(link, sensors, 0)
-    if not isinstance(idle[0].power_mw, Absent) and job.idle_s:
+    measurable = not (isinstance(idle[0].power_mw, Absent) and isinstance(idle[0].counter_mj, Absent))
+    if measurable and job.idle_s:
         on_progress(0.0, "watching the idle device")
         idle = observe(link, sensors, job.idle_s)
     device.begin_timing()

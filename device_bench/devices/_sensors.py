@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from device_bench.devices._link import Link, quote
-from device_bench.sensors import cpus, jetson, memory, properties, thermal
+from device_bench.sensors import cpus, energy, jetson, memory, properties, thermal
 from device_bench.sensors.base import Absent, celsius, integer, known, listing
 from device_bench.sensors.battery import battery
 from device_bench.sensors.tegrastats import total_power
@@ -21,6 +21,12 @@ _SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(status|current_now|vol
 LEAST_UA = 20_000
 
 
+NO_COUNTER = Absent("no energy counter")
+METER = "dumpsys android.hardware.power.stats.IPowerStats/default"
+# Subsystems of the power stats service whose energy an answer costs; displays and radios are not among them.
+CHIP = re.compile(r"(cpu|gpu|tpu|tensor|ddr|memory|soc)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Reading:
     """One moment on a device.
@@ -33,6 +39,7 @@ class Reading:
         allowed_mhz: the highest clock that the system allows each processor now.
         clocks_mhz: of each processor.
         power_mw: of the whole device or module, and where that is read.
+        counter_mj: an energy counter of the chip's rails, where there is one; it then counts, and names the source.
         charging: whether the battery is connected to a charger.
     """
 
@@ -45,6 +52,7 @@ class Reading:
     power_mw: float | Absent
     power_source: str
     charging: bool | Absent
+    counter_mj: float | Absent = NO_COUNTER
 
     def throttled(self, before: "Reading | None" = None) -> str | None:
         """Why the device counts as throttled at this moment, or None.
@@ -78,16 +86,21 @@ class Sensors:
         # Only files that exist: dozens of names that do not would cost more than those that do.
         self.find = f"for f in {paths}; do [ -r $f ] && printf '%s ' $f; done"
         self._files: str | None = None
+        self._has_meter = False
 
     def locate(self, link: Link) -> None:
         """Find out, once, which files there are."""
         self._files = link.run(self.find).out.strip()
+        if self._android:
+            self._has_meter = not isinstance(energy.meter(link.run(f"{METER} 2>/dev/null").out).rails, Absent)
 
     @property
     def script(self) -> str:
         """The script whose output `read` understands."""
         files = f"grep -sH '' /dev/null {self._files}" if self._files else ":"
-        return files + ("\ndumpsys thermalservice 2>/dev/null" if self._android else "")
+        services = ["dumpsys thermalservice 2>/dev/null"] if self._android else []
+        services += [f"{METER} 2>/dev/null"] if self._has_meter else []
+        return "\n".join([files, *services])
 
     def read(self, time_s: float, lines: list[str]) -> Reading:
         """Understand what the script printed at a moment."""
@@ -96,6 +109,7 @@ class Sensors:
         zones = _zones(text)
         clocks = cpus.cpus(text)
         power, source = _power(text)
+        counter, rails = _counter(text) if self._has_meter else (NO_COUNTER, "")
         charging = _charging(text)
         if self._android:
             deciding = heat.battery if isinstance(heat.skin, Absent) else heat.skin
@@ -112,8 +126,9 @@ class Sensors:
             allowed_mhz={cpu: khz / 1000 for cpu, clock in clocks.items() if (khz := known(clock.allowed)) is not None},
             clocks_mhz={cpu: khz / 1000 for cpu, clock in clocks.items() if (khz := known(clock.now)) is not None},
             power_mw=power,
-            power_source=source,
+            power_source=rails or source,
             charging=charging,
+            counter_mj=counter,
         )
 
     def _named(self, line: str) -> str:
@@ -165,6 +180,16 @@ def _power(text: str) -> tuple[float | Absent, str]:
                 return Absent(f"{name}: current_now is {microamperes}; its unit is not known"), "battery"
             return abs(microamperes) * microvolts / 1e9, f"battery {name}: current_now x voltage_now"
     return Absent("no power sensor is readable: neither hwmon nor a battery's current"), ""
+
+
+def _counter(text: str) -> tuple[float | Absent, str]:
+    rails = energy.meter(text).rails
+    if isinstance(rails, Absent):
+        return rails, ""
+    chip = {name: rail.total_mj for name, rail in rails.items() if CHIP.match(rail.subsystem)}
+    if not chip:
+        return Absent("the power stats service has no rail of the chip"), ""
+    return sum(chip.values()), f"power stats {'+'.join(sorted(chip))}"
 
 
 def state(link: Link, sensors: Sensors, android: bool) -> dict[str, Any]:
