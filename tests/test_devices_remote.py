@@ -49,6 +49,10 @@ def test_a_device_that_does_not_answer_in_time_is_lost(link: ShellLink) -> None:
         list(link.follow("exec sleep 5", 0.2))
 
 
+def test_a_line_that_was_cut_off_is_not_taken_for_one(link: ShellLink) -> None:
+    assert list(link.follow("printf 'whole\\nhalf of a li'", 5)) == ["whole"]
+
+
 def test_only_what_changed_is_sent(space: Workspace, link: ShellLink, tmp_path: Path) -> None:
     files = {f"model/{name}": tmp_path / name for name in ("a.bin", "b.bin")}
     for file in files.values():
@@ -213,6 +217,16 @@ def test_a_process_that_a_restart_took_away_is_interrupted(
     with pytest.raises(Interrupted):
         process.follow(Heard().watch())
     kill_all(link, str(tmp_path / "job"))
+
+
+def test_a_folder_that_a_restart_took_away_is_interrupted_and_not_followed_for_ever(
+    link: ShellLink, tmp_path: Path
+) -> None:
+    process = start(link, tmp_path / "job", "sleep 60")
+    kill_all(link, str(tmp_path / "job"))
+    (tmp_path / "job").rename(tmp_path / "gone")
+    with pytest.raises(Interrupted):
+        process.follow(Heard().watch())
 
 
 def test_a_process_that_was_killed_has_no_exit_code(link: ShellLink, tmp_path: Path) -> None:

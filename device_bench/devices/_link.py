@@ -169,5 +169,6 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
-            lines.put(line)
+            if line.endswith("\n"):  # the rest of the last line may have been on its way when the connection broke
+                lines.put(line)
     lines.put(None)

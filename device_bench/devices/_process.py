@@ -8,6 +8,7 @@ from device_bench.devices._link import Link, Lost, quote
 from vlm.errors import CheckFailed, UserError
 
 SILENCE_S = 30.0
+PATIENCE = 10  # connections in a row that end without a word
 BOOT = "/proc/sys/kernel/random/boot_id"
 # The session's leader: notes its id, lets nothing outlive the deadline or itself, leaves the exit code in a file.
 _LEADER = (
@@ -94,7 +95,7 @@ class Process:
             reason = (done.err or done.out).strip().splitlines()[-1:] or ["no process id was left"]
             raise CheckFailed(f"--device {link.spec}: the process did not start: {reason[0]}")
         self.pid, self._boot = int(words[0]), words[1]
-        self._seen = 0
+        self._seen, self._heard = 0, False
 
     def follow(self, watch: Watch) -> Ended:
         """Follow it to its end; where the connection breaks, wait for it and follow on.
@@ -103,8 +104,9 @@ class Process:
             Interrupted: the process is gone without an end.
             UserError: the device does not come back.
         """
-        broke = False
-        while True:
+        broke, heard_nothing = False, 0
+        while heard_nothing < PATIENCE:
+            self._heard = False
             try:
                 ended = self._follow_once(watch)
             except Lost:
@@ -113,8 +115,9 @@ class Process:
                 if ended.code is None and not ended.late and broke:
                     raise Interrupted
                 return ended
-            broke = True
+            broke, heard_nothing = True, 0 if self._heard else heard_nothing + 1
             self._find_again()
+        raise Interrupted  # the folder is gone, or whatever else ends every script at once
 
     def kill(self) -> None:
         """Kill the whole session and make sure that nothing of it lives.
@@ -148,6 +151,7 @@ class Process:
         readings: list[str] = []
         in_results = False
         for line in self.link.follow(script, SILENCE_S + watch.interval_s):
+            self._heard = True
             if match := re.fullmatch(r"@(ended|late|died) ?(\d*)", line):
                 if time is not None:
                     watch.on_reading(time, readings)

@@ -39,6 +39,7 @@ class RemoteDevice(Device):
         self.spec = link.spec
         self.emulated = False  # known once it was pushed to
         self._pushed: Path | None = None
+        self._files: dict[str, Path] = {}
 
     @abstractmethod
     def root(self) -> str:
@@ -95,16 +96,18 @@ class RemoteDevice(Device):
         self._bundle = bundle(asker.manifest.engine, ABIS[arch])
         files = {f"bundle/{name}": path for name, path in self._bundle.files.items()}
         files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
-        self.again(lambda: self._bring(artifact, files))
+        self._files, fresh = files, self._pushed != artifact
+        self._pushed = artifact
+        self.again(lambda: self._bring(fresh))
         return artifact
 
-    def _bring(self, artifact: Path, files: dict[str, Path]) -> None:
+    def _bring(self, fresh: bool = False) -> None:
+        """Bring bundle and artifact; `fresh` removes an earlier artifact first."""
         space = self.workspace
         kill_all(self.link, space.root)  # what an interrupted measurement has left
-        if self._pushed != artifact:
+        if fresh:
             self.link.words("rm", "-rf", space.path("artifact"), space.path("job"))
-            self._pushed = artifact
-        space.push(files)
+        space.push(self._files)
 
     def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
         """Run one pass in a fresh process of the runner."""
@@ -150,8 +153,10 @@ class RemoteDevice(Device):
             try:
                 self._run_once(job, settings, left, watch, results)
                 return results
-            except (Lost, Interrupted):
+            except Lost:
                 self.link.wait()
+            except Interrupted:
+                self.again(self._bring)  # a restart may have taken files away too
         raise UserError(f"--device {self.spec}: the connection broke {BREAKS} times. Check the cable or the network.")
 
     def _run_once(

@@ -14,9 +14,9 @@ PHONE_LIMIT_C = 37.0  # skin, else battery
 BOARD_LIMIT_C = 60.0  # hottest of processor and graphics: boards throttle above 80
 SOC_ZONE = re.compile(r".*(cpu|gpu|tj|soc|cv|thermal).*", re.IGNORECASE)
 ZONE_FILES = ("type", "temp")
-SUPPLY_FILES = ("status", "current_now", "voltage_now")
+SUPPLY_FILES = ("status", "current_now", "voltage_now", "temp")
 _ZONE = re.compile(r"/sys/class/thermal/(thermal_zone[0-9]{1,3})/(type|temp)")
-_SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(status|current_now|voltage_now)")
+_SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(status|current_now|voltage_now|temp)")
 # Below this a current is in milliamperes on some vendors' kernels: its unit is not known.
 LEAST_UA = 20_000
 
@@ -77,7 +77,8 @@ class Sensors:
 
     def __init__(self, android: bool, system: str = "/sys") -> None:
         self._android, self._system = android, system
-        globs = [f"class/thermal/thermal_zone*/{name}" for name in ZONE_FILES]
+        # A phone has a hundred zones and a service that knows which of them matter.
+        globs = [] if android else [f"class/thermal/thermal_zone*/{name}" for name in ZONE_FILES]
         globs += [f"class/power_supply/*/{name}" for name in SUPPLY_FILES]
         globs += [f"devices/system/cpu/cpu[0-9]*/cpufreq/{name}" for name in cpus.FILES]
         globs += [f"class/hwmon/hwmon*/{name}" for name in jetson.HWMON_FILES]
@@ -112,8 +113,9 @@ class Sensors:
         counter, rails = _counter(text) if self._has_meter else (NO_COUNTER, "")
         charging = _charging(text)
         if self._android:
-            deciding = heat.battery if isinstance(heat.skin, Absent) else heat.skin
-            kinds = {"skin": heat.skin, "battery": heat.battery, "cpu": heat.cpu, "gpu": heat.gpu, "npu": heat.npu}
+            battery_c = _battery_c(text) if isinstance(heat.battery, Absent) else heat.battery
+            deciding = battery_c if isinstance(heat.skin, Absent) else heat.skin
+            kinds = {"skin": heat.skin, "battery": battery_c, "cpu": heat.cpu, "gpu": heat.gpu, "npu": heat.npu}
             zones |= {kind: value for kind, value in kinds.items() if not isinstance(value, Absent)}
         else:
             chips = [value for name, value in zones.items() if SOC_ZONE.fullmatch(name)]
@@ -157,6 +159,12 @@ def _supplies(text: str) -> dict[str, dict[str, str]]:
         if match := _SUPPLY.fullmatch(path):
             found.setdefault(match[1], {})[match[2]] = value
     return {name: files for name, files in found.items() if "status" in files}  # chargers have none
+
+
+def _battery_c(text: str) -> float | Absent:
+    tenths = [integer(files.get("temp", "")) for files in _supplies(text).values()]
+    known_ones = [value for value in tenths if value is not None]
+    return celsius(known_ones[0] / 10, "battery") if known_ones else Absent("no battery's temperature is readable")
 
 
 def _charging(text: str) -> bool | Absent:

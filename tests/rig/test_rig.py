@@ -222,10 +222,7 @@ def test_a_board_whose_key_changed_or_that_is_off_is_refused(rig: Rig) -> None:
         open_device(f"ssh:root@127.0.0.1:{free_port()}").identify()
 
 
-def test_a_phone_that_is_gone_for_good_is_said_to_be_gone(
-    rig: Rig, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("device_bench.devices._link.RECONNECT_S", 3)
+def test_a_phone_that_is_gone_for_good_is_said_to_be_gone(rig: Rig) -> None:
     device = remote(f"adb:{rig.serial}")
     rig.stop("adbd")
     started = time.monotonic()
