@@ -141,6 +141,16 @@ def test_latency_of_another_device_cannot_be_judged_but_ignored(tmp_path: Path) 
     assert (ignoring.exit_code, ignoring.ignored) == (0, ["latency"])
 
 
+def test_an_emulated_devices_answers_are_judged_and_its_speed_is_not(tmp_path: Path) -> None:
+    emulated = {"device": {**DEVICE, "kind": "emulated"}}
+    old = report(tmp_path / "old", **emulated)
+    slow = report(tmp_path / "slow", **emulated, decode_tok_s=stats(1.0), peak_rss_mb=900.0)
+    verdict = gate(slow, old, Allowances())
+    assert verdict.exit_code == 0
+    wrong = report(tmp_path / "wrong", right=[True] * 40 + [False] * 60, **emulated)
+    assert gate(wrong, old, Allowances()).exit_code == 1
+
+
 @pytest.mark.parametrize(
     "bench",
     [{"valid": False, "invalid_because": "throttled"}, {"device": {"kind": "phone", "name": "p", "soc": "s"}}],
