@@ -1,9 +1,11 @@
 """How each component's weights are stored: a preset, then exceptions: "int4", "int4,vision=fp16,head=int8".
 
-A format has `PRESETS` (name -> storage of every component) and `STORAGES` (component -> what it can be stored as).
+A format has `PRESETS` (name -> storage of every component) and `STORAGES` (component -> what it can be stored as), or
+`PRECISIONS` alone if it takes no exceptions.
 """
 
 from collections.abc import Collection, Mapping
+from types import ModuleType
 
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
@@ -34,6 +36,11 @@ def resolve(
     return chosen
 
 
+def presets(module: ModuleType) -> Mapping[str, Mapping[str, str]]:
+    """The presets of a format's module."""
+    return getattr(module, "PRESETS", {name: {} for name in module.PRECISIONS})
+
+
 def uniform(storage: str, **others: str) -> dict[str, str]:
     """A preset that stores every component as `storage`, but for `others`."""
     return dict.fromkeys(COMPONENTS, storage) | others
@@ -46,7 +53,7 @@ def folder_name(text: str) -> str:
 
 def _check(what: str, found: str, known: Collection[str]) -> None:
     if found not in known:
-        raise UserError(
-            f"{what} {found!r} is unknown.{did_you_mean(found, list(known))} Known: {', '.join(known)}. "
-            "Write <preset>[,<component>=<storage>...], for example int4,vision=fp16."
-        )
+        some = f"Known: {', '.join(known)}." if known else "This format takes precisions without exceptions."
+        if not found:
+            raise UserError(f"no {what} was given. {some}")
+        raise UserError(f"{what} {found!r} is unknown.{did_you_mean(found, known)} {some}")

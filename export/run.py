@@ -15,6 +15,7 @@ from torch import nn
 from export.config import ExportConfig
 from export.formats.base import Written
 from export.parity import TorchReference, climb
+from export.precision import folder_name, presets, resolve
 from export.probes import Probe, scene_probes
 from export.source import open_checkpoint
 from vlm.bars import rounding_bar
@@ -22,7 +23,7 @@ from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
 from vlm.manifest import Manifest, Parity, list_files
 from vlm.models.checkpoint import Checkpoint
-from vlm.registry import did_you_mean, load
+from vlm.registry import load
 from vlm.runtimes import open_runtime
 from vlm.runtimes.torch import TorchRuntime
 
@@ -45,7 +46,7 @@ class Target:
     @property
     def name(self) -> str:
         """Name of the artifact's folder."""
-        return f"{self.format}-{self.precision}"
+        return f"{self.format}-{folder_name(self.precision)}"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def parse_target(text: str) -> Target:
         raise UserError(
             f"target {text!r}: needs {error.name}, which is not installed: {install_hint('export')}."
         ) from error
-    if precision not in module.PRECISIONS:
-        known = ", ".join(f"{name}:{known}" for known in module.PRECISIONS)
-        suggestion = did_you_mean(precision, module.PRECISIONS) if precision else " No precision was given."
-        raise UserError(f"target {text!r}: unknown precision {precision!r}.{suggestion} Known: {known}.")
+    try:
+        resolve(precision, presets(module), getattr(module, "STORAGES", {}))
+    except UserError as error:
+        raise UserError(f"target {text!r}: {error}") from error
     return Target(name, precision, module)
 
 

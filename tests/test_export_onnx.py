@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,23 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info  # noqa: E402
 from onnx.numpy_helper import from_array  # noqa: E402
 
-from export._onnx_weights import quantize, quantize_blocks, read_quantized  # noqa: E402
+from export._onnx_blocks import ROUNDINGS, quantize_blocks  # noqa: E402
+from export._onnx_decoder import GroupQueryDecoder  # noqa: E402
+from export._onnx_weights import read_stored, store  # noqa: E402
 from export.config import ExportConfig  # noqa: E402
 from export.formats.onnx import dequantized  # noqa: E402
 from export.probes import scene_probes  # noqa: E402
 from export.run import export_one, with_weights  # noqa: E402
-from tests.tiny import save_random_checkpoint  # noqa: E402
+from tests.tiny import random_model, save_random_checkpoint  # noqa: E402
+from vlm.errors import UserError  # noqa: E402
 from vlm.manifest import read_manifest  # noqa: E402
 from vlm.models.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from vlm.runtimes import open_runtime  # noqa: E402
 from vlm.runtimes.base import Runtime  # noqa: E402
-from vlm.runtimes.onnx import DECODER, EMBEDDING, VISION  # noqa: E402
+from vlm.runtimes.onnx import DECODER, EMBEDDING, VISION, cache_names  # noqa: E402
 from vlm.runtimes.torch import TorchRuntime  # noqa: E402
+
+MIXED = "int4-sym,vision=fp16,embedding=int8-sym,decoder=int4-128,head=fp16"
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +42,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One artifact per precision; int4 keeps its weights beside the graphs, as models beyond 2 GiB must."""
+    """One artifact per precision; int4 keeps its weights beside the graphs, as models beyond 2 GiB must.
+
+    Rounded decoders compute with float activations here, so that nothing but the graph can differ from torch.
+    """
     out, config = tmp_path_factory.mktemp("artifacts"), ExportConfig(probes=2, threads=1)
     folders = {"onnx-fp32": export_one(checkpoint, "onnx:fp32", out, config)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.formats.onnx.INLINE_LIMIT", 0)
+        patch.setattr("export._onnx_decoder.ACTIVATIONS", 0)
+        folders["onnx-mixed"] = export_one(checkpoint, f"onnx:{MIXED}", out, config)
+        patch.setattr("export._onnx_graph.INLINE_LIMIT", 0)
         return folders | {"onnx-int4": export_one(checkpoint, "onnx:int4", out, config)}
 
 
@@ -49,7 +60,7 @@ def reference(checkpoint: Path) -> TorchRuntime:
     return TorchRuntime(load_checkpoint(checkpoint))
 
 
-@pytest.fixture(params=["onnx-fp32", "onnx-int4"])
+@pytest.fixture(params=["onnx-fp32", "onnx-int4", "onnx-mixed"])
 def pair(
     request: pytest.FixtureRequest, artifacts: dict[str, Path], reference: TorchRuntime
 ) -> tuple[Runtime, Runtime]:
@@ -114,7 +125,7 @@ def test_the_files_have_the_fields_names(artifacts: dict[str, Path]) -> None:
     assert names[VISION] == (["pixel_values"], ["image_features", "patch_features"])
     assert names[EMBEDDING] == (["input_ids"], ["inputs_embeds"])
     assert names[DECODER][0][:4] == [
-        "inputs_embeds", "position_ids", "past_key_values.0.key", "past_key_values.0.value",
+        "inputs_embeds", "attention_mask", "past_key_values.0.key", "past_key_values.0.value",
     ]  # fmt: skip
     assert names[DECODER][1] == ["logits", *(f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value"))]
 
@@ -140,8 +151,9 @@ def test_weights_beside_a_graph_are_listed_in_the_manifest(artifacts: dict[str, 
     assert {DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", EMBEDDING, f"{EMBEDDING}.data"} <= paths
 
 
-def test_int8_passes_its_parity(checkpoint: Path, tmp_path: Path) -> None:
-    folder = export_one(checkpoint, "onnx:int8", tmp_path, ExportConfig(probes=1, threads=1))
+@pytest.mark.parametrize("precision", ["int8", "int4-sym-128", "fp16"])
+def test_activations_of_8_bits_and_halves_pass_their_parity(precision: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = export_one(checkpoint, f"onnx:{precision}", tmp_path, ExportConfig(probes=1, threads=1))
     parity = read_manifest(folder).parity
     assert parity is not None and parity.passed
 
@@ -149,7 +161,7 @@ def test_int8_passes_its_parity(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_manifest_says_what_is_rounded(artifacts: dict[str, Path]) -> None:
     manifest = read_manifest(artifacts["onnx-int4"], checksums=True)
     assert manifest.precisions.model_dump() == {
-        "vision": "int8", "projector": "int8", "embedding": "int4", "decoder": "int4",
+        "vision": "int8", "projector": "int8", "embedding": "int4", "decoder": "int4", "head": "int4",
     }  # fmt: skip
     assert manifest.settings == {"layers": 2, "kv_heads": 2, "head_dim": 16}
     assert manifest.versions["onnxruntime"] == onnxruntime.__version__
@@ -159,9 +171,9 @@ def test_fp32_rounds_nothing(artifacts: dict[str, Path], checkpoint: Path) -> No
     assert dequantized(load_checkpoint(checkpoint), "fp32", artifacts["onnx-fp32"]) is None
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("storage", ["fp16", *ROUNDINGS])
 @pytest.mark.parametrize("columns", [32, 96, 50])
-def test_the_engine_multiplies_by_exactly_what_is_read_back(bits: int, columns: int) -> None:
+def test_the_engine_multiplies_by_exactly_what_is_read_back(storage: str, columns: int) -> None:
     rng = np.random.default_rng(columns)
     matrix = rng.standard_normal((17, columns)).astype(np.float32)
     graph = make_graph(
@@ -172,18 +184,63 @@ def test_the_engine_multiplies_by_exactly_what_is_read_back(bits: int, columns: 
         [from_array(np.ascontiguousarray(matrix.T), "w")],
     )
     model = make_model(graph, opset_imports=[make_opsetid("", 21)], ir_version=10)
-    quantize(model, bits, 0)
-    read = read_quantized(model)["w"]
-    assert np.abs(read - matrix).max() < np.ptp(matrix) / 2**bits
+    store(model, lambda _: storage, 0)
+    read = read_stored(model)["w"]
+    assert np.abs(read - matrix).max() < 2 * np.ptp(matrix) / 2 ** (4 if storage.startswith("int4") else 8)
     x = rng.standard_normal((2, columns)).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ read.T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("storage", ["fp16", *ROUNDINGS])
+def test_the_engine_looks_up_exactly_what_is_read_back(storage: str) -> None:
+    table = np.random.default_rng(0).standard_normal((9, 160)).astype(np.float32)  # no whole blocks of 128
+    graph = make_graph(
+        [make_node("Gather", ["t", "ids"], ["y"])],
+        "one",
+        [make_tensor_value_info("ids", 7, [4])],
+        [make_tensor_value_info("y", 1, [4, 160])],
+        [from_array(table, "t")],
+    )
+    model = make_model(graph, opset_imports=[make_opsetid("", 21)], ir_version=10)
+    store(model, lambda _: storage, 0)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = np.array([3, 0, 8, 3])
+    np.testing.assert_array_equal(session.run(None, {"ids": ids})[0], read_stored(model)["t"][ids])
+
+
+def test_a_graph_that_does_not_share_its_cache_gives_the_same_logits(artifacts: dict[str, Path]) -> None:
+    folder = artifacts["onnx-int4"]
+    runtime, x = open_runtime(folder, 1), embeddings(9)
+    expected = logits(runtime, [x[:8], x[8:]])[-1]
+    session = onnxruntime.InferenceSession(str(folder / DECODER), providers=["CPUExecutionProvider"])
+    past, present = cache_names(2)
+    cache = [np.zeros((1, 2, 0, 16), np.float32)] * len(past)
+    for piece, total in ((x[:8], 8), (x[8:], 9)):
+        feed = {"inputs_embeds": piece[None], "attention_mask": np.ones((1, total), np.int64)}
+        row, *cache = session.run(["logits", *present], feed | dict(zip(past, cache, strict=True)))
+    np.testing.assert_allclose(row[0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_tokens_than_the_context_are_refused(artifacts: dict[str, Path]) -> None:
+    runtime = open_runtime(artifacts["onnx-int4"], 1)
+    with pytest.raises(UserError, match="would have 513 tokens, the context holds 512"):
+        runtime.forward(embeddings(513))
+
+
+@pytest.mark.parametrize(("text", "message"), [({"head_dim": 20}, "heads of 20"), ({"hidden_act": "gelu"}, "gelu")])
+def test_a_decoder_that_the_engine_has_no_operator_for_is_refused(
+    text: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = random_model(40, 3, **text)
+    with pytest.raises(UserError, match=message):
+        GroupQueryDecoder(model, tmp_path / DECODER, 64, {"decoder": "int4", "head": "int4"})
+
+
 def test_blocks_keep_zero_exact_and_choose_a_range_no_worse_than_the_plain_one() -> None:
     matrix = np.random.default_rng(0).standard_t(3, (8, 64)).astype(np.float32)
     matrix[:, ::7] = 0
-    rounded = quantize_blocks(matrix, 4).dequantize(64)
+    rounded = quantize_blocks(matrix, ROUNDINGS["int4"]).dequantize(64)
     assert (rounded[:, ::7] == 0).all()
     x = matrix.reshape(8, 2, 32)
     low, high = np.minimum(x.min(-1, keepdims=True), 0), np.maximum(x.max(-1, keepdims=True), 0)

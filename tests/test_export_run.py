@@ -110,8 +110,8 @@ def test_a_wrong_graph_in_a_real_export_is_stopped(
     ("target", "message"),
     [
         ("onx:fp32", "unknown format 'onx'. Did you mean 'onnx'"),
-        ("onnx:int44", "unknown precision 'int44'. Did you mean 'int4'.*onnx:fp32"),
-        ("onnx", "No precision was given.*onnx:int4"),
+        ("onnx:int44", "precision 'int44' is unknown. Did you mean 'int4'.*fp32"),
+        ("onnx", "no precision was given.*int4"),
     ],
 )
 def test_an_unknown_target_is_answered_with_a_suggestion(target: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """Tiny random models for tests: every structure of the real thing, none of its size."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ TEXT = {
 }
 
 
-def random_model(vocab_size: int, image_token_id: int, seed: int = 0, **text: int) -> MobileVlmForConditionalGeneration:
+def random_model(vocab_size: int, image_token_id: int, seed: int = 0, **text: Any) -> MobileVlmForConditionalGeneration:
     """Build a random model whose weights are large enough that a wrong graph shows."""
     torch.manual_seed(seed)
     config = mobilevlm_config(VISION, {**TEXT, "vocab_size": vocab_size, **text}, image_token_id)

@@ -63,6 +63,7 @@ class Precision(Config):
     projector: str
     embedding: str
     decoder: str
+    head: str | None = None  # None: stored as the decoder
 
 
 class Rung(Config):

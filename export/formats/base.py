@@ -1,7 +1,8 @@
 """What every format is: a module with these names, found by its file name.
 
 ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
-PRECISIONS: tuple[str, ...]    what `write` can write
+PRECISIONS: tuple[str, ...]    what `write` can write: the names of its PRESETS
+PRESETS, STORAGES              see export.precision; a format without them takes its PRECISIONS as they are
 write(checkpoint, precision, folder, context_length) -> Written
     write the engine's files into `folder` (export.run adds tokenizer and manifest)
 dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None

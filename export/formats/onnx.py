@@ -1,13 +1,17 @@
-"""ONNX: three graphs in the field's names, float32 or with block-quantized weights (MatMulNBits, GatherBlockQuantized).
+"""ONNX: three graphs in the field's names.
 
     vision_encoder.onnx         pixel_values -> image_features, patch_features
     embed_tokens.onnx           input_ids -> inputs_embeds
-    decoder_model_merged.onnx   inputs_embeds, position_ids, past_key_values.N.key|value -> logits, present.N.key|value
+    decoder_model_merged.onnx   inputs_embeds, ..., past_key_values.N.key|value -> logits, present.N.key|value
 
+Matrices are float32, float16, or block-quantized (MatMulNBits, GatherBlockQuantized). A float32 decoder is traced and
+has standard operators only; any other is written operator by operator with ONNX Runtime's own (export._onnx_decoder).
 The weight matrices carry the checkpoint's parameter names, so `dequantized` can read them back.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +19,34 @@ import onnx
 import torch
 from torch import nn
 
-from export._onnx_weights import BLOCK, name_matrices, quantize, read_quantized
+from export._onnx_blocks import ROUNDINGS
+from export._onnx_decoder import GroupQueryDecoder
+from export._onnx_graph import save
+from export._onnx_weights import name_matrices, read_stored, store
 from export.formats.base import Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder, masked_attention
+from export.precision import COMPONENTS, resolve, uniform
+from export.source import in_float32
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.onnx import DECODER, EMBEDDING, VISION, cache_names
 
 ENGINE = "onnx"
-PRECISIONS = ("fp32", "int8", "int4")
+# The vision tower is small and its errors reach every token, so no preset takes it below 8 bits.
+PRESETS = {
+    "fp32": uniform("fp32"),
+    "fp16": uniform("fp16"),
+    "int8": uniform("int8"),
+    **{name: uniform(name, vision="int8", projector="int8") for name in ROUNDINGS if name.startswith("int4")},
+}
+PRECISIONS = tuple(PRESETS)
+STORAGES = dict.fromkeys(COMPONENTS, ("fp32", "fp16", *ROUNDINGS))
 
 # Measured with ONNX Runtime 1.31 on x86: opset 23's Attention and RMSNormalization make decoding a quarter faster and
 # the vision tower half as fast.
 OPSET = {VISION: 21, EMBEDDING: 21, DECODER: 23}
-INLINE_LIMIT = 3 << 29  # bytes of weights inside one .onnx file, below protobuf's 2 GiB; more goes to <file>.data
-# Bits of the weights per file. The vision tower is small and its errors reach every token, so it never goes below 8.
-BITS = {
-    "fp32": {},
-    "int8": {VISION: 8, EMBEDDING: 8, DECODER: 8},
-    "int4": {VISION: 8, EMBEDDING: 4, DECODER: 4},
-}
-# MatMulNBits' accuracy_level. 0 computes in float32. 4 rounds the activations to 8 bits: without it one token against
-# 8-bit weights takes ten times as long.
-ACTIVATIONS = {("int8", DECODER): 4}
-ROUNDED = (
-    f"Weight matrices are integers with a float scale and a zero point per {BLOCK} weights; convolutions, biases, "
-    "norms and position embeddings stay float32."
-)
+# accuracy_level of MatMulNBits in the vision tower: it computes in float32.
+VISION_ACTIVATIONS = 0
 
 
 class OnnxDecoder(Decoder):
@@ -71,61 +76,98 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     """Write the three graphs into `folder`.
 
     Args:
-        checkpoint: the model, float32.
-        precision: one of PRECISIONS.
+        checkpoint: the model, in any type; only one matrix of a rounded decoder is in memory at a time.
+        precision: one of PRESETS, with exceptions; see export.precision.
         context_length: longest sequence in tokens.
     """
-    bits = BITS[precision]
-    decoder = OnnxDecoder(checkpoint.model, context_length)
-    for file, graph in (
-        (VISION, _vision(checkpoint)),
-        (EMBEDDING, _embedding(checkpoint, context_length)),
-        (DECODER, _decoder(decoder)),
-    ):
-        name_matrices(graph, checkpoint.model)
-        if file in bits:
-            quantize(graph, bits[file], ACTIVATIONS.get((precision, file), 0))
-        _save(graph, folder / file)
-    vision, embedding, text = (f"int{bits[file]}" if bits else "fp32" for file in (VISION, EMBEDDING, DECODER))
+    stored = resolve(precision, PRESETS, STORAGES)
+    model, size = checkpoint.model, checkpoint.facts.preprocessing.size
+    _write_traced(model, VISION, VisionEncoder(model), partial(_vision, size=size), stored, folder)
+    _write_traced(model, EMBEDDING, TokenEmbedding(model), partial(_embedding, longest=context_length), stored, folder)
+    decoder = OnnxDecoder(model, context_length)
+    if stored["decoder"] == stored["head"] == "fp32":
+        _write_traced(model, DECODER, decoder, _decoder, stored, folder)
+    else:
+        GroupQueryDecoder(model, folder / DECODER, context_length, stored).write()
     return Written(
-        precisions=Precision(vision=vision, projector=vision, embedding=embedding, decoder=text),
+        precisions=Precision(**stored),
         settings={"layers": len(decoder.layers), "kv_heads": decoder.kv_heads, "head_dim": decoder.head_dim},
-        notes=[ROUNDED] if bits else [],
+        notes=_notes(stored),
     )
 
 
 def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor] | None:
-    """Read the quantized matrices back from the files as float32; None for fp32."""
-    if not BITS[precision]:
+    """Read the matrices that are not float32 back from the files; None where all are."""
+    if set(resolve(precision, PRESETS, STORAGES).values()) == {"fp32"}:
         return None
-    files = (VISION, EMBEDDING, DECODER)
     return {
         name: torch.from_numpy(matrix)
-        for file in files
-        for name, matrix in read_quantized(onnx.load(folder / file)).items()
+        for file in (VISION, EMBEDDING, DECODER)
+        for name, matrix in read_stored(onnx.load(folder / file)).items()
     }
 
 
-def _vision(checkpoint: Checkpoint) -> onnx.ModelProto:
-    size = checkpoint.facts.preprocessing.size
-    return _export(
-        VISION,
-        VisionEncoder(checkpoint.model),
-        (torch.zeros(1, 3, size, size),),
-        ["pixel_values"],
-        ["image_features", "patch_features"],
-    )
+def _notes(stored: dict[str, str]) -> list[str]:
+    """What a user must know of the precisions in use."""
+    used = [name for name in ROUNDINGS if name in stored.values()]
+    notes = [
+        f"{name}: weight matrices are {rounding.bits}-bit integers with a float scale"
+        f"{'' if rounding.symmetric else ' and a zero point'} per {rounding.block} weights."
+        for name, rounding in ROUNDINGS.items()
+        if name in used
+    ]
+    if stored["decoder"] in ROUNDINGS or stored["head"] in ROUNDINGS:
+        notes.append("The decoder's linear layers round their inputs to 8 bits per block as they run.")
+    if notes or "fp16" in stored.values():
+        notes.append("Convolutions, biases, norms, position embeddings and the key-value cache stay float32.")
+    if "fp16" in stored.values():
+        notes.append("float16 weights are widened at loading; the CPU computes in float32.")
+    return notes
 
 
-def _embedding(checkpoint: Checkpoint, context_length: int) -> onnx.ModelProto:
-    sequence = torch.export.Dim("sequence", min=1, max=context_length)
+def _write_traced(
+    model: nn.Module,
+    file: str,
+    module: nn.Module,
+    trace: Callable[[Any], onnx.ModelProto],
+    stored: dict[str, str],
+    folder: Path,
+) -> None:
+    """Trace a module that shares the checkpoint's weights, and store its matrices as `stored` says."""
+    names = {id(part): name for name, part in model.named_modules()}
+    plain = in_float32(module)
+    pairs = zip(module.modules(), plain.modules(), strict=True)
+    modules = {names[id(shared)]: copied for shared, copied in pairs if id(shared) in names}
+    graph = trace(plain)
+    name_matrices(graph, modules)
+    kinds = {component: stored[component] for component in _components(file)}
+    if set(kinds.values()) != {"fp32"}:
+        store(graph, lambda name: kinds[_component(name, file)], VISION_ACTIVATIONS)
+    save(graph, folder / file)
+
+
+def _components(file: str) -> tuple[str, ...]:
+    return {VISION: ("vision", "projector"), EMBEDDING: ("embedding",), DECODER: ("decoder", "head")}[file]
+
+
+def _component(name: str, file: str) -> str:
+    """Which component a parameter of a file belongs to."""
+    part = {VISION: "multi_modal_projector", DECODER: "lm_head"}.get(file)
+    return _components(file)[-1 if part is None or part in name else 0]
+
+
+def _vision(module: nn.Module, size: int) -> onnx.ModelProto:
+    example = (torch.zeros(1, 3, size, size),)
+    return _export(VISION, module, example, ["pixel_values"], ["image_features", "patch_features"])
+
+
+def _embedding(module: nn.Module, longest: int) -> onnx.ModelProto:
+    sequence = torch.export.Dim("sequence", min=1, max=longest)
     ids = torch.zeros(1, 3, dtype=torch.long)
-    return _export(
-        EMBEDDING, TokenEmbedding(checkpoint.model), (ids,), ["input_ids"], ["inputs_embeds"], ({1: sequence},)
-    )
+    return _export(EMBEDDING, module, (ids,), ["input_ids"], ["inputs_embeds"], ({1: sequence},))
 
 
-def _decoder(decoder: OnnxDecoder) -> onnx.ModelProto:
+def _decoder(decoder: Any) -> onnx.ModelProto:
     names, present = cache_names(len(decoder.layers))
     sequence = torch.export.Dim("sequence", min=1, max=decoder.context_length)
     past = torch.export.Dim("past", min=1, max=decoder.context_length)
@@ -164,9 +206,3 @@ def _export(
         )
     assert program is not None
     return program.model_proto
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    large = weights > INLINE_LIMIT
-    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
