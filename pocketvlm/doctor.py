@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -82,8 +83,8 @@ class Finding:
     advice: str = ""
 
 
-def examine(config: Path | None) -> list[Finding]:
-    """Look at this machine, and with a configuration also at what its run will need.
+def examine(config: Path | None, devices: Sequence[str] = ()) -> list[Finding]:
+    """Look at this machine, at phones and boards, and with a configuration also at what its run will need.
 
     Raises:
         UserError: the configuration is wrong.
@@ -96,7 +97,7 @@ def examine(config: Path | None) -> list[Finding]:
         settings = RunConfig.load(config)
         formats = {target.partition(":")[0] for target in settings.export.targets}
         forecasts = _forecast(settings, Path("runs") / settings.name)
-    return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_devices(), *forecasts]
+    return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_devices(devices), *forecasts]
 
 
 def _python() -> Finding:
@@ -160,18 +161,38 @@ def _engine(name: str, statement: str, formats: set[str] | None) -> Finding:
     return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), advice)
 
 
-def _devices() -> list[Finding]:
+def _devices(others: Sequence[str]) -> list[Finding]:
     from device_bench.devices import open_device
 
     here = open_device("local").identify()
     memory = f"{here.memory_mb} MiB" if here.memory_mb else "memory unknown"
     found = [Finding("device", "local", "ok", f"{here.name}, {here.cpus} CPUs, {memory}")]
+    for spec in others or ["adb"]:
+        found += _device(spec)
+    if not any(spec.startswith("ssh") for spec in others):
+        found.append(Finding("device", "ssh", "note", "not looked for", "pocketvlm doctor --device ssh:USER@HOST"))
+    return found
+
+
+def _device(spec: str) -> list[Finding]:
+    """What a phone or board is, and what would be measured there and what not."""
+    from device_bench.devices import open_device
+    from device_bench.devices._remote import RemoteDevice
+    from device_bench.sensors.base import Absent
+
+    device = open_device(spec)
     try:
-        phone = open_device("adb").identify()
-        found.append(Finding("device", "adb", "ok", f"{phone.name} ({phone.kind})"))
+        identity = device.identify()
+        measured = device.survey() if isinstance(device, RemoteDevice) else {}
     except UserError as error:
-        found.append(Finding("device", "adb", "note", "none answers", str(error)))
-    found.append(Finding("device", "ssh", "note", "not looked for", "pocketvlm bench ... --device ssh:USER@HOST"))
+        return [Finding("device", spec, "note", "does not answer", str(error))]
+    about = ", ".join(str(part) for part in (identity.name, identity.soc, identity.os) if part)
+    found = [Finding("device", spec, "ok", f"{about} ({identity.kind})")]
+    for name, value in measured.items():
+        if isinstance(value, Absent):
+            found.append(Finding("device", f"{spec}: {name}", "note", "not measured", value.reason))
+        else:
+            found.append(Finding("device", f"{spec}: {name}", "ok", value))
     return found
 
 

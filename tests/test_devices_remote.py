@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.devices import _link, _process, adb
+from device_bench.devices import _link, _process, adb, ssh
 from device_bench.devices._link import Lost, quote
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
+from device_bench.devices._sensors import Sensors
 from device_bench.devices._workspace import Workspace
+from device_bench.sensors.base import Absent
 from tests.shell_link import ShellLink
 from vlm.errors import CheckFailed, UserError
 
@@ -281,3 +283,27 @@ def test_fixed_clocks_are_given_back_even_when_the_connection_broke_in_between(
     device.clean_up()
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls == [f"power set-fixed-performance-mode-enabled {state}" for state in ("true", "false")]
+
+
+def test_the_doctor_says_what_would_be_measured_and_what_not(
+    link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ssh.SshDevice("me", "board", 22)
+    device.link = link
+    for name, value in {
+        "class/thermal/thermal_zone0/type": "cpu-thermal",
+        "class/thermal/thermal_zone0/temp": "41500",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    device.sensors = Sensors(False, str(tmp_path))
+    device.sensors.locate(link)
+    found = device.survey()
+    assert found["heat"] == "41.5 degrees"
+    for name, reason in {
+        "energy": "no power sensor",
+        "throttling": "scaling_max_freq",
+        "fast processors": "cpuinfo_max",
+    }.items():
+        absent = found[name]
+        assert isinstance(absent, Absent) and reason in absent.reason

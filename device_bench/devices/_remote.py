@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from device_bench.devices import _passes
 from device_bench.devices._bundle import bundle
 from device_bench.devices._link import Link, Lost
+from device_bench.devices._method import observe
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
 from device_bench.devices._sensors import Sensors
@@ -198,6 +199,29 @@ class RemoteDevice(Device):
         """Move a file that a pass left on this machine; nothing happens when it did not get to write it."""
         if (self._scratch / name).is_file():
             shutil.move(self._scratch / name, to)
+
+    def survey(self) -> dict[str, str | Absent]:
+        """What would be measured on this device, and what not and why.
+
+        Raises:
+            UserError: it cannot be reached.
+        """
+        with self.connected():
+            reading = observe(self.link, self.sensors, 0)[0]
+            cluster = self.cluster
+        heat, status = reading.deciding_c, reading.status
+        clocks: str | Absent = "clocks" if reading.allowed_mhz else Absent("no scaling_max_freq is readable")
+        energy: str | Absent = reading.power_source
+        if isinstance(reading.counter_mj, Absent) and isinstance(reading.power_mw, Absent):
+            energy = reading.power_mw
+        elif reading.charging is True and reading.power_source.startswith("battery"):
+            energy = Absent("its battery is charging, so that its current says nothing")
+        return {
+            "heat": heat if isinstance(heat, Absent) else f"{heat:.1f} degrees",
+            "throttling": clocks if isinstance(status, Absent) else f"thermal status {status}",
+            "fast processors": cluster if isinstance(cluster, Absent) else ", ".join(map(str, cluster)),
+            "energy": energy,
+        }
 
     def begin_timing(self) -> None:
         """Change what the device's system offers for steady measurements."""

@@ -10,13 +10,16 @@ def doctor(
     config: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to judge this machine by.")
     ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="A phone or board to look at: adb[:SERIAL] or ssh:USER@HOST[:PORT].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Say what is installed, which devices answer, what a run will need, and what to do about each problem."""
     from pocketvlm.console import USER_ERROR, print_json, print_table
     from pocketvlm.doctor import examine
 
-    findings = examine(config)
+    findings = examine(config, device or [])
     broken = [finding for finding in findings if finding.state == "missing"]
     if as_json:
         print_json({"ready": not broken, "findings": [vars(finding) for finding in findings]})
