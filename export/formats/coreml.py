@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ import torch
 from torch import nn
 
 from export._coreml_modules import CoreMlDecoder
+from export._coreml_weights import BLOCK, STORE, in_blocks, matrices, register, skeleton
 from export.formats.base import Written
 from export.graph import TokenEmbedding, VisionEncoder
+from export.precision import COMPONENTS, resolve, uniform
+from export.source import names_in
 from vlm.errors import CheckFailed
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
@@ -28,8 +31,16 @@ from vlm.runtimes.coreml import DECODER, EMBEDDING, VISION
 
 ct = coremltools()
 ENGINE = "coreml"
-PRECISIONS = ("fp16", "int4")
-BLOCK = 32  # weights that share a scale in int4
+# A scale per row in int8, one per 32 columns in int4, a palette of 16 values per 16 rows in pal4.
+PRESETS = {
+    "fp16": uniform("fp16"),
+    "int8": uniform("int8"),
+    "int4": uniform("int4", vision="fp16", projector="fp16"),
+    "pal4": uniform("pal4", vision="fp16", projector="fp16"),
+}
+STORAGES = dict.fromkeys(COMPONENTS, tuple(STORE))
+PRECISIONS = tuple(PRESETS)
+_Interface = tuple[tuple[torch.Tensor, ...], dict[str, Any]]
 _NOTE = (
     "On Linux the saved programs are interpreted in NumPy at float32: this proves the graphs and the weights in the "
     "files, not Apple's runtime, its float16 arithmetic or its speed."
@@ -40,48 +51,37 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     """Write the three programs into `folder`.
 
     Args:
-        checkpoint: the model, float32.
-        precision: "fp16", or "int4" (decoder and embedding in blocks of 32; the vision tower and projector stay fp16).
+        checkpoint: the model, its weights as they are stored.
+        precision: a preset, and exceptions (export.precision). Biases, norms, position embeddings and the patch
+            embedding are float16 in all of them.
         context_length: longest sequence in tokens.
     Raises:
         CheckFailed: the saved decoder never writes its states, so its KV cache would stay empty.
     """
-    notes = [_NOTE]
+    chosen = resolve(precision, PRESETS, STORAGES)
+    modules, inputs = _modules(checkpoint, context_length), _interfaces(checkpoint, context_length)
     with _quiet():
-        models = {
-            VISION: _convert_vision(checkpoint),
-            EMBEDDING: _convert_embedding(checkpoint, context_length),
-            DECODER: _convert_decoder(checkpoint, context_length),
-        }
-        for file, model in models.items():
-            quantized = model if precision == "fp16" or file == VISION else _quantize(model, file)
-            quantized.save(str(folder / file))
+        for file, module in modules.items():
+            _convert(module, _storage(file, chosen), *inputs[file]()).save(str(folder / file))
     layers = int(checkpoint.model.config.text_config.num_hidden_layers)
     check_states(folder / DECODER, layers)
-    if precision == "int4":
-        notes += _left_out(folder)
     return Written(
-        precisions=Precision(vision="fp16", projector="fp16", embedding=precision, decoder=precision),
+        precisions=Precision(**chosen),
         settings={"layers": layers},
-        notes=notes,
+        notes=[_NOTE, *_left_out(modules, chosen)],
     )
 
 
 def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor]:
     """Read the weights back from the saved programs as float32, under the checkpoint's names."""
-    modules: dict[str, nn.Module] = {
-        VISION: VisionEncoder(checkpoint.model),
-        EMBEDDING: TokenEmbedding(checkpoint.model),
-        DECODER: CoreMlDecoder(checkpoint.model, 1),
-    }
-    theirs = {parameter.data_ptr(): name for name, parameter in checkpoint.model.named_parameters()}
     weights = {}
-    for file, module in modules.items():
-        parameters = {re.sub(r"\W", "_", name): parameter for name, parameter in module.named_parameters()}
-        for name, values in constants(folder / file):
-            parameter = parameters.get(re.sub(r"_to_fp16(_quantized)?$", "", name))
-            if parameter is not None and parameter.numel() == values.size:
-                weights[theirs[parameter.data_ptr()]] = torch.from_numpy(values).reshape(parameter.shape)
+    for file, module in _modules(checkpoint, 1).items():
+        theirs = names_in(checkpoint, module)
+        parameters = {re.sub(r"\W", "_", name): (theirs[name], p.shape) for name, p in module.named_parameters()}
+        for constant, values in constants(folder / file):
+            name, shape = parameters.get(re.sub(r"_to_fp16(_quantized|_palettized)?$", "", constant), ("", None))
+            if shape is not None and shape.numel() == values.size:
+                weights[name] = torch.from_numpy(values).reshape(shape)
     return weights
 
 
@@ -99,69 +99,76 @@ def check_states(package: Path, layers: int) -> None:
         )
 
 
-def _convert_vision(checkpoint: Checkpoint) -> Any:
-    size = checkpoint.facts.preprocessing.size
-    pixels = torch.zeros(1, 3, size, size)
-    return _convert(
-        VisionEncoder(checkpoint.model),
-        (pixels,),
-        inputs=[ct.TensorType("pixel_values", pixels.shape)],
-        outputs=[ct.TensorType("image_features"), ct.TensorType("patch_features")],
-    )
+def _modules(checkpoint: Checkpoint, context_length: int) -> dict[str, nn.Module]:
+    return {
+        VISION: VisionEncoder(checkpoint.model),
+        EMBEDDING: TokenEmbedding(checkpoint.model),
+        DECODER: CoreMlDecoder(checkpoint.model, context_length),
+    }
 
 
-def _convert_embedding(checkpoint: Checkpoint, context_length: int) -> Any:
-    tokens = ct.RangeDim(1, context_length, default=4)
-    return _convert(
-        TokenEmbedding(checkpoint.model),
-        (torch.zeros(1, 4, dtype=torch.int32),),
-        inputs=[ct.TensorType("input_ids", (1, tokens), dtype=np.int32)],
-        outputs=[ct.TensorType("inputs_embeds", dtype=np.float16)],
-    )
+def _storage(file: str, chosen: dict[str, str]) -> Callable[[str], str]:
+    """A layer's name in a program -> how its matrix is stored."""
+    special = {VISION: ("projector_", "projector"), DECODER: ("head", "head"), EMBEDDING: ("table", "embedding")}
+    others = {VISION: "vision", DECODER: "decoder", EMBEDDING: "embedding"}
+    prefix, component = special[file]
+    return lambda name: chosen[component if name.startswith(prefix) else others[file]]
 
 
-def _convert_decoder(checkpoint: Checkpoint, context_length: int) -> Any:
-    decoder = CoreMlDecoder(checkpoint.model, context_length)
-    width = int(checkpoint.model.config.text_config.hidden_size)
-    new, end = ct.RangeDim(1, context_length, default=4), ct.RangeDim(1, context_length, default=8)
-    cache = ct.TensorType(shape=tuple(decoder.get_buffer("key_cache").shape), dtype=np.float16)
-    return _convert(
-        decoder,
-        (torch.zeros(1, 4, width), torch.zeros(1, 1, 4, 8)),
-        inputs=[
-            ct.TensorType("inputs_embeds", (1, new, width), dtype=np.float16),
-            ct.TensorType("causal_mask", (1, 1, new, end), dtype=np.float16),
-        ],
-        outputs=[ct.TensorType("logits", dtype=np.float16)],
-        states=[ct.StateType(wrapped_type=cache, name=name) for name in ("key_cache", "value_cache")],
-    )
-
-
-def _convert(module: nn.Module, example: tuple[torch.Tensor, ...], **interface: Any) -> Any:
-    with torch.no_grad():
-        traced = torch.jit.trace(module.eval(), example, strict=False, check_trace=False)
-    return ct.convert(traced, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, **interface)
-
-
-def _quantize(model: Any, file: str) -> Any:
-    """Quantize what `linear` and `gather` multiply with or read; rotary tables and biases are none of these."""
-    optimize = ct.optimize.coreml
-    in_blocks = optimize.OpLinearQuantizerConfig(
-        mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=BLOCK, weight_threshold=0
-    )
-    kinds = {EMBEDDING: {"gather": in_blocks}, DECODER: {"linear": in_blocks}}
-    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds[file]))
-
-
-def _left_out(folder: Path) -> list[str]:
-    """Name the matrices that kept float16 because their rows do not divide into blocks."""
+def _left_out(modules: dict[str, nn.Module], chosen: dict[str, str]) -> list[str]:
+    """Name the matrices that keep float16 because their rows do not divide into blocks."""
     plain = [
-        name.removesuffix("_to_fp16")
-        for file in (EMBEDDING, DECODER)
-        for name, values in constants(folder / file)
-        if name.endswith("_weight_to_fp16") and values.ndim > 1
+        f"{name}_weight"
+        for file, module in modules.items()
+        for name, layer in matrices(module)
+        if _storage(file, chosen)(name) == "int4" and not in_blocks(layer)
     ]
     return [f"These kept float16, their rows are no multiple of {BLOCK}: {', '.join(sorted(plain))}."] if plain else []
+
+
+def _interfaces(checkpoint: Checkpoint, context_length: int) -> dict[str, Callable[[], _Interface]]:
+    """Each program's example inputs for the tracer, and its inputs, outputs and states as Core ML wants them."""
+    text = checkpoint.model.config.text_config
+    size, width = checkpoint.facts.preprocessing.size, int(text.hidden_size)
+    shape = (int(text.num_hidden_layers), 1, int(text.num_key_value_heads), context_length, int(text.head_dim))
+
+    def vision() -> _Interface:
+        pixels = torch.zeros(1, 3, size, size)
+        return (pixels,), {
+            "inputs": [ct.TensorType("pixel_values", pixels.shape)],
+            "outputs": [ct.TensorType("image_features"), ct.TensorType("patch_features")],
+        }
+
+    def embedding() -> _Interface:
+        tokens = ct.RangeDim(1, context_length, default=4)
+        return (torch.zeros(1, 4, dtype=torch.int32),), {
+            "inputs": [ct.TensorType("input_ids", (1, tokens), dtype=np.int32)],
+            "outputs": [ct.TensorType("inputs_embeds", dtype=np.float16)],
+        }
+
+    def decoder() -> _Interface:
+        new, end = ct.RangeDim(1, context_length, default=4), ct.RangeDim(1, context_length, default=8)
+        cache = ct.TensorType(shape=shape, dtype=np.float16)
+        return (torch.zeros(1, 4, width), torch.zeros(1, 1, 4, 8)), {
+            "inputs": [
+                ct.TensorType("inputs_embeds", (1, new, width), dtype=np.float16),
+                ct.TensorType("causal_mask", (1, 1, new, end), dtype=np.float16),
+            ],
+            "outputs": [ct.TensorType("logits", dtype=np.float16)],
+            "states": [ct.StateType(wrapped_type=cache, name=name) for name in ("key_cache", "value_cache")],
+        }
+
+    return {VISION: vision, EMBEDDING: embedding, DECODER: decoder}
+
+
+def _convert(
+    module: nn.Module, storage: Callable[[str], str], example: tuple[torch.Tensor, ...], interface: dict[str, Any]
+) -> Any:
+    bare = skeleton(module)
+    register(bare.layers, storage)
+    with torch.no_grad():
+        traced = torch.jit.trace(bare.module, example, strict=False, check_trace=False)
+    return ct.convert(traced, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, **interface)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class Constants:
         self._files: dict[str, np.ndarray] = {}
 
     def value(self, value: Any) -> Any:
-        """Decode a MIL `Value`: an array as it is stored (float16, int8; int4 as int8), or a string."""
+        """Decode a MIL `Value`: an array as it is stored (float16, int8; 4 bits as int8), or a string."""
         kind = value.type.tensorType
         name = coremltools().proto.MIL_pb2.DataType.Name(kind.dataType)
         shape = [dimension.constant.size for dimension in kind.dimensions]
@@ -107,11 +107,11 @@ class Constants:
 
 
 def _decode(raw: np.ndarray, name: str, shape: list[int]) -> np.ndarray:
-    if name == "INT4":  # two per byte, the lower half first
+    if name in ("INT4", "UINT4"):  # two per byte, the lower half first
         nibbles = np.stack((raw & 15, raw >> 4), -1).reshape(-1)[: int(np.prod(shape))].astype(np.int8)
-        return ((nibbles ^ 8) - 8).reshape(shape)
+        return (nibbles if name == "UINT4" else (nibbles ^ 8) - 8).reshape(shape)
     if name not in _DTYPES:
-        raise UserError(f"a constant of type {name} was found; known are INT4, {', '.join(_DTYPES)}.")
+        raise UserError(f"a constant of type {name} was found; known are INT4, UINT4, {', '.join(_DTYPES)}.")
     return np.frombuffer(raw.tobytes(), _DTYPES[name]).reshape(shape)
 
 

@@ -163,6 +163,15 @@ def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | N
     return ((data if offset is None else data - offset.astype(np.float32)) * scale).astype(np.float32)
 
 
+def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Any = None) -> Array:
+    """Look palettized values up: indices [R, C] in palettes [groups of rows, groups of columns, values, 1]."""
+    if indices.ndim != 2 or lut.shape[-1] != 1:
+        raise ValueError(f"constexpr_lut_to_dense with indices {indices.shape}, lut {lut.shape}")
+    high, wide = (size // count for size, count in zip(indices.shape, lut.shape, strict=False))
+    rows, columns = np.arange(indices.shape[0]) // high, np.arange(indices.shape[1]) // wide
+    return lut[rows[:, None], columns, indices, 0].astype(np.float32)  # [R, C]
+
+
 def _mean(x: Array, axes: Any, keep_dims: bool = False) -> Array:
     return x.mean(_axes(axes), keepdims=keep_dims)
 
@@ -179,6 +188,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
     "concat": concat,
     "constexpr_blockwise_shift_scale": constexpr_blockwise_shift_scale,
+    "constexpr_lut_to_dense": constexpr_lut_to_dense,
     "conv": conv,
     "expand_dims": expand_dims,
     "gather": gather,
