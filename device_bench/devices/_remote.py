@@ -4,8 +4,7 @@ import json
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from device_bench.devices._workspace import Workspace
 from device_bench.devices.base import Device, Progress
 from device_bench.sensors.base import Absent
 from device_bench.sensors.cpus import big_cluster, cpus, mask
+from device_bench.telemetry import Identity
 from device_bench.worker import FORBIDDEN
 from vlm.errors import CheckFailed, UserError
 
@@ -46,15 +46,18 @@ class RemoteDevice(Device):
     def root(self) -> str:
         """The folder on the device that is ours."""
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Check the connection first, and turn one that breaks inside into the message about its state."""
+    @abstractmethod
+    def look(self) -> Identity:
+        """Identify the device over a connection that works."""
+
+    def identify(self) -> Identity:
+        """Identify the device.
+
+        Raises:
+            UserError: it cannot be used now; the message tells which state it is in and the next step.
+        """
         self.link.check()
-        try:
-            yield
-        except Lost as error:
-            self.link.check()
-            raise UserError(f"--device {self.spec}: the connection broke ({error}). Try again.") from error
+        return self.again(self.look)
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -206,9 +209,8 @@ class RemoteDevice(Device):
         Raises:
             UserError: it cannot be reached.
         """
-        with self.connected():
-            reading = observe(self.link, self.sensors, 0)[0]
-            cluster = self.cluster
+        self.link.check()
+        reading, cluster = self.again(lambda: (observe(self.link, self.sensors, 0)[0], self.cluster))
         heat, status = reading.deciding_c, reading.status
         clocks: str | Absent = "clocks" if reading.allowed_mhz else Absent("no scaling_max_freq is readable")
         energy: str | Absent = reading.power_source

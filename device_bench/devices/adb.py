@@ -28,17 +28,12 @@ class AdbDevice(RemoteDevice):
         """The folder on the device that is ours."""
         return ROOT
 
-    def identify(self) -> Identity:
-        """Identify the device.
-
-        Raises:
-            UserError: no adb program, no device, several without a serial, an unknown serial, or one that is not ready.
-        """
-        with self.connected():
-            text = self.link.output("getprop")
-            kernel, cpus = self.link.output("uname", "-r").strip(), self.link.output("nproc").strip()
-            memory = memory_mb(self.link.output("cat", "/proc/meminfo"))
-            emulated = is_emulated(self.link)
+    def look(self) -> Identity:
+        """Identify the device over a connection that works."""
+        text = self.link.output("getprop")
+        kernel, cpus = self.link.output("uname", "-r").strip(), self.link.output("nproc").strip()
+        memory = memory_mb(self.link.output("cat", "/proc/meminfo"))
+        emulated = is_emulated(self.link)
         said, all_of_it = properties.identity(text), properties.properties(text)
         version, build = known(said.android), all_of_it.get("ro.build.id", "")
         return Identity(
@@ -54,6 +49,7 @@ class AdbDevice(RemoteDevice):
 
     def begin_timing(self) -> None:
         """Ask Android 11 and later for clocks that can be held without heat; older ones have no such mode."""
+        self._fixed_clocks = True  # as long as it is unknown whether the command arrived
         self._fixed_clocks = self.link.run(FIXED_CLOCKS.format("true")).code == 0
 
     def end_timing(self) -> None:

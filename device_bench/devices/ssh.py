@@ -25,20 +25,15 @@ class SshDevice(RemoteDevice):
         """The folder on the machine that is ours, in the login's home."""
         return f"{self.link.run('cd && pwd').out.strip()}/pocketvlm-bench"
 
-    def identify(self) -> Identity:
-        """Identify the machine.
-
-        Raises:
-            UserError: no ssh program, or the machine cannot be reached or does not let us in.
-        """
-        with self.connected():
-            system = self.link.output("uname", "-srm").split()
-            model = self.link.output("cat", "/proc/device-tree/model").strip().strip("\0") or None
-            cpus = self.link.output("nproc").strip()
-            processor, release, memory = (
-                self.link.output("cat", path) for path in ("/proc/cpuinfo", "/etc/os-release", "/proc/meminfo")
-            )
-            emulated = is_emulated(self.link)
+    def look(self) -> Identity:
+        """Identify the device over a connection that works."""
+        system = self.link.output("uname", "-srm").split()
+        model = self.link.output("cat", "/proc/device-tree/model").strip().strip("\0") or None
+        cpus = self.link.output("nproc").strip()
+        processor, release, memory = (
+            self.link.output("cat", path) for path in ("/proc/cpuinfo", "/etc/os-release", "/proc/meminfo")
+        )
+        emulated = is_emulated(self.link)
         jetson = model is not None and ("NVIDIA" in model or "Jetson" in model)
         return Identity(
             kind="emulated" if emulated else "jetson" if jetson else "host",

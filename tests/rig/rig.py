@@ -103,8 +103,19 @@ class Rig:
     def start_adbd(self) -> None:
         """Start the device's adbd, confined to 127.0.0.1, and connect adb to it."""
         self.start_adbd_only()
-        self.adb("connect", self.serial)
-        until(lambda: self.adb("-s", self.serial, "get-state").strip() == "device", 30, "adb connect")
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect adb to the device, if it is not connected."""
+
+        def connected() -> bool:
+            if self.adb("-s", self.serial, "get-state").strip() == "device":
+                return True
+            self.adb("disconnect", self.serial)
+            self.adb("connect", self.serial)
+            return False
+
+        until(connected, 60, "adb connect")
 
     def start_adbd_only(self) -> None:
         """Start adbd; whoever waits for the device connects."""

@@ -17,7 +17,7 @@ from device_bench.config import BenchConfig
 from device_bench.devices import open_device
 from device_bench.devices._remote import RemoteDevice
 from device_bench.evaluate import evaluate, scenes_questions
-from device_bench.run import bench_one
+from device_bench.run import Progress, bench_one, silent
 from tests.rig.rig import HERE, LOOPBACK, Rig, free_port, listening, missing, until
 from vlm.errors import UserError
 from vlm.runtimes import open_runtime
@@ -86,8 +86,10 @@ def remote(spec: str) -> RemoteDevice:
     return device
 
 
-def bench(spec: str, artifact: Path, out: Path, **settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    result = bench_one(artifact, BenchConfig(device=spec, **{**QUICK, **settings}), out)
+def bench(
+    spec: str, artifact: Path, out: Path, on_progress: Progress = silent, **settings: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    result = bench_one(artifact, BenchConfig(device=spec, **{**QUICK, **settings}), out, on_progress)
     tree = json.loads(result.read_text())
     answers = [json.loads(line) for line in (result.parent / tree["answers"]).read_text().splitlines()]
     return tree, answers
@@ -153,9 +155,10 @@ def test_a_device_gives_the_hosts_answers_and_nothing_is_left(
 def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answers(
     rig: Rig, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    dice, over = random.Random(1), threading.Event()
+    dice, over, begun = random.Random(1), threading.Event(), threading.Event()
 
     def unplug() -> None:
+        begun.wait()
         for _ in range(UNPLUGS):
             if over.wait(dice.uniform(0.5, 12)):
                 return
@@ -166,10 +169,12 @@ def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answer
     hand = threading.Thread(target=unplug)
     hand.start()
     try:
-        _, answers = bench(f"adb:{rig.serial}", artifacts["onnx"], tmp_path)
+        _, answers = bench(f"adb:{rig.serial}", artifacts["onnx"], tmp_path, lambda done, text: begun.set())
     finally:
         over.set()
+        begun.set()
         hand.join()
+        rig.connect()
     assert [answer["answer"] for answer in answers] == host_answers(artifacts["onnx"])
     until(lambda: nothing_left(rig), 5, "processes end")
 
