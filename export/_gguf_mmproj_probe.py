@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import time
 from pathlib import Path
 
 import llama_cpp
@@ -14,8 +15,8 @@ from vlm.runtimes.llamacpp import silence
 IMAGE_CHUNK = 1
 
 
-def vision_tokens(decoder: Path, mmproj: Path, picture: np.ndarray) -> np.ndarray:
-    """Encode a picture [S, S, 3] uint8 with llama.cpp's multimodal library; returns the vision tokens, flat."""
+def vision_tokens(decoder: Path, mmproj: Path, picture: np.ndarray) -> tuple[np.ndarray, float]:
+    """Encode a picture [S, S, 3] uint8 with llama.cpp's multimodal library: the vision tokens, flat, and the seconds."""
     silence()
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(decoder).encode(), llama_cpp.llama_model_default_params())
@@ -35,13 +36,16 @@ def vision_tokens(decoder: Path, mmproj: Path, picture: np.ndarray) -> np.ndarra
     for index in range(mtmd.mtmd_input_chunks_size(chunks)):
         chunk = mtmd.mtmd_input_chunks_get(chunks, index)
         if mtmd.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK:
+            start = time.perf_counter()
             if mtmd.mtmd_encode_chunk(context, chunk) != 0:
                 raise SystemExit("llama.cpp cannot encode the picture")
+            seconds = time.perf_counter() - start
             size = mtmd.mtmd_input_chunk_get_n_tokens(chunk) * llama_cpp.llama_model_n_embd(model)
-            return np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), (size,)).copy()
+            return np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), (size,)).copy(), seconds
     raise SystemExit("llama.cpp found no picture in the prompt")
 
 
 if __name__ == "__main__":
     decoder_file, mmproj_file, picture_file, out_file = (Path(argument) for argument in sys.argv[1:])
-    np.save(out_file, vision_tokens(decoder_file, mmproj_file, np.asarray(Image.open(picture_file).convert("RGB"))))
+    pixels = np.asarray(Image.open(picture_file).convert("RGB"))
+    np.save(out_file, vision_tokens(decoder_file, mmproj_file, pixels)[0])

@@ -6,6 +6,7 @@ first output of vision_encoder and passes over the second, the patch features, w
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -16,100 +17,175 @@ from torch.export import export as trace
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
+from transformers import PreTrainedConfig
 
 from export._executorch_modules import ByteEmbedding, CachedDecoder
 from export._executorch_weights import byte_embedding, linear_weights, read_program
 from export.formats.base import Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder
+from export.precision import resolve, uniform
+from export.source import in_float32
 from vlm.errors import CheckFailed
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.executorch import MODEL
 
 ENGINE = "executorch"
-PRECISIONS = ("fp32", "8da4w")
-GROUP = 32  # columns of a 4-bit weight that share a scale
+GROUPS = {"8da4w": 32, "8da4w-128": 128}  # columns of a 4-bit weight that share a scale
+PRESETS = {
+    "fp32": uniform("fp32"),
+    "8da8w": uniform("8da8w", embedding="int8"),
+    **{name: uniform(name, vision="fp32", projector="fp32", embedding="int8") for name in GROUPS},
+}
+PRECISIONS = tuple(PRESETS)
+STORAGES = {
+    "vision": ("fp32", "8da8w"),
+    "projector": ("fp32", "8da8w"),
+    "embedding": ("fp32", "int8"),
+    "decoder": ("fp32", "8da8w", *GROUPS),
+    "head": ("fp32", "8da8w", *GROUPS),
+}
 SAME_WEIGHT = 0.9  # least cosine of a weight read back with the one it came from; another of its shape has about 0
+CHUNK = 1 << 19  # weights rounded at a time
 PREFIX = 8  # rows that are enough to tell weights apart
 
-ROUNDED = (
-    "The decoder's linears round their inputs to 8 bits per token as they run; vision tower, projector, norms and the "
-    "key-value cache stay float32."
-)
-
-# XNNPACK keeps the scales of 4-bit groups in bfloat16: rounding them here first lets the integers make up for it.
-INT4 = Int8DynamicActivationIntxWeightConfig(
-    weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch makes its narrow types at run time
-    weight_granularity=PerGroup(GROUP),
-    weight_scale_dtype=torch.bfloat16,
-    intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
-)
 INT8 = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+
+
+def int4(group: int) -> Int8DynamicActivationIntxWeightConfig:
+    """4-bit weights in groups of `group` columns."""
+    return Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch makes its narrow types at run time
+        weight_granularity=PerGroup(group),
+        # XNNPACK keeps the scales of 4-bit groups in bfloat16: rounding them here first lets the integers make up.
+        weight_scale_dtype=torch.bfloat16,
+        intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
+    )
 
 
 def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
     """Write model.pte into `folder`.
 
     Args:
-        checkpoint: a float32 model; it is not changed.
-        precision: "fp32", or "8da4w": 4-bit weights in groups of 32 in the decoder's linears, 8-bit embedding,
-            8-bit activations scaled per token; the vision tower and projector stay float32.
+        checkpoint: the model, in any type; it is not changed. Rounded linears are float32 one at a time.
+        precision: one of PRESETS, with exceptions; see export.precision. 8da4w: 4-bit weights in groups of 32 and 8-bit
+            activations scaled per token; 8da8w: 8-bit weights with a scale per row.
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
     """
-    programs = _trace(checkpoint, *_modules(checkpoint, precision, context_length), context_length)
+    stored = resolve(precision, PRESETS, STORAGES)
+    programs = _trace(checkpoint, *_modules(checkpoint, stored, context_length), context_length)
     edge = to_edge_transform_and_lower(
         programs,
         partitioner={method: [XnnpackPartitioner()] for method in programs},
         constant_methods=_constants(checkpoint, context_length),
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
+    del programs
     program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
     with (folder / MODEL).open("wb") as file:
         program.write_to_file(file)
-    if precision == "fp32":
-        return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {})
-    ragged = [name for name, layer in Decoder(checkpoint.model, 1).named_modules() if _is_ragged(layer)]
-    notes = [f"8-bit weights, rows being no multiple of {GROUP}: {', '.join(ragged)}."] if ragged else []
-    precisions = Precision(vision="fp32", projector="fp32", embedding="int8", decoder="8da4w")
-    return Written(precisions, {}, [ROUNDED, *notes])
+    return Written(Precision(**stored), {}, _notes(checkpoint, stored))
+
+
+def _notes(checkpoint: Checkpoint, stored: dict[str, str]) -> list[str]:
+    """What a user must know of the precisions in use."""
+    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] != "fp32"]
+    if not rounded:
+        return []
+    ragged = [name for name, layer, component in _linears(checkpoint) if _is_ragged(layer, stored[component])]
+    return [
+        f"The linear layers of {', '.join(rounded)} round their inputs to 8 bits per token as they run; everything but "
+        "their weights and the embedding stays float32, the key-value cache too.",
+        *([f"8-bit weights, rows being no multiple of the group: {', '.join(ragged)}."] if ragged else []),
+    ]
 
 
 def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor] | None:
-    """Return the quantized weights of `folder`'s model.pte as float32 by their names in the checkpoint's model.
+    """Return the rounded weights of `folder`'s model.pte as float32 by their names in the checkpoint's model.
 
     Raises:
         CheckFailed: the file's linears are not the checkpoint's, in number, shape or values.
     """
-    if precision == "fp32":
+    stored = resolve(precision, PRESETS, STORAGES)
+    if set(stored.values()) == {"fp32"}:
         return None
-    program, model = read_program(folder / MODEL), checkpoint.model
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    table = model.get_input_embeddings().weight
-    weights = {names[id(table)]: byte_embedding(program)}
-    sources = [layer.weight for layer in Decoder(model, 1).modules() if isinstance(layer, nn.Linear)]
-    for weight in linear_weights(program, "text_decoder"):
-        source = _origin(weight, sources)
-        if source is None:
-            raise CheckFailed(f"{folder / MODEL}: text_decoder holds a linear that {checkpoint.folder} lacks.")
-        weights[names[id(source)]] = weight
-        sources = [other for other in sources if other is not source]
+    program, weights = read_program(folder / MODEL), {}
+    if stored["embedding"] != "fp32":
+        weights["model.language_model.embed_tokens.weight"] = byte_embedding(program)
+    sources = {f"{name}.weight": layer.weight for name, layer, part in _linears(checkpoint) if stored[part] != "fp32"}
+    for method in ("vision_encoder", "text_decoder"):
+        for weight in linear_weights(program, method):
+            name = _origin(weight, sources)
+            if name is None:
+                raise CheckFailed(f"{folder / MODEL}: {method} holds a linear that {checkpoint.folder} lacks.")
+            weights[name] = weight
+            del sources[name]
     if sources:
-        raise CheckFailed(f"{folder / MODEL}: text_decoder keeps {len(sources)} linears unquantized.")
+        raise CheckFailed(f"{folder / MODEL}: {len(sources)} linears are kept unquantized: {', '.join(sources)}.")
     return weights
 
 
-def _modules(checkpoint: Checkpoint, precision: str, context_length: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Vision tower with projector, embedding and decoder of a copy of the model, with the weights of `precision`."""
-    model = copy.deepcopy(checkpoint.model)
-    # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
-    model.set_attn_implementation("eager")
-    vision, decoder = VisionEncoder(model).eval(), CachedDecoder(model, context_length).eval()
-    if precision == "fp32":
-        return vision, TokenEmbedding(model), decoder
-    quantize_(decoder, INT4, lambda module, _: isinstance(module, nn.Linear) and not _is_ragged(module))
-    quantize_(decoder, INT8, lambda module, _: isinstance(module, nn.Linear) and _is_ragged(module))
-    return vision, ByteEmbedding(model.get_input_embeddings().weight.detach()), decoder
+def _linears(checkpoint: Checkpoint) -> list[tuple[str, nn.Linear, str]]:
+    """The model's linear layers that are in the program: name, layer, component."""
+    model = checkpoint.model
+    vision, decoder = VisionEncoder(model), Decoder(model, 1)
+    projector = {id(layer) for layer in vision.projector.modules()}
+    parts = [(layer, "projector" if id(layer) in projector else "vision") for layer in vision.modules()] + [
+        (layer, "head" if layer is decoder.head else "decoder") for layer in decoder.modules()
+    ]
+    names = {id(module): name for name, module in model.named_modules()}
+    return [(names[id(layer)], layer, part) for layer, part in parts if isinstance(layer, nn.Linear)]
+
+
+def _modules(
+    checkpoint: Checkpoint, stored: dict[str, str], context_length: int
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Vision tower with projector, embedding and decoder of a copy of the model, with the weights as `stored`."""
+    model = checkpoint.model
+    configs = {id(layer): _config(layer, stored[part]) for _, layer, part in _linears(checkpoint)}
+    vision, decoder = (
+        _rounded(module, configs) for module in (VisionEncoder(model), CachedDecoder(model, context_length))
+    )
+    if stored["embedding"] == "fp32":
+        return vision, in_float32(TokenEmbedding(model)), decoder
+    return vision, ByteEmbedding(model.get_input_embeddings().weight.detach().float()), decoder
+
+
+def _rounded(shared: nn.Module, configs: dict[int, Any]) -> nn.Module:
+    """Copy a module that shares the checkpoint's parameters; each becomes float32 and is rounded before the next."""
+    copied = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()}).eval()
+    for original, module in zip(list(shared.modules()), list(copied.modules()), strict=True):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=False))
+        if isinstance(module, nn.Linear) and (rounding := configs.get(id(original))) is not None:
+            module.weight = nn.Parameter(_rounded_weight(module.weight, rounding), requires_grad=False)
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
+            config._attn_implementation = "eager"
+    return copied
+
+
+def _rounded_weight(weight: torch.Tensor, rounding: Any) -> torch.Tensor:
+    """Round a weight [out, in] by some rows at a time: torchao's passes over whole matrices miss the cache."""
+    parts: list[Any] = []
+    for rows in weight.split(max(1, CHUNK // weight.shape[1])):
+        part = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
+        part.weight = nn.Parameter(rows, requires_grad=False)
+        quantize_(part, rounding, lambda found, _: isinstance(found, nn.Linear))
+        parts.append(part.weight)
+    if len(parts) == 1:
+        return parts[0]  # type: ignore[no-any-return]
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("qdata", "scale", "zero_point")}
+    same = {name: getattr(parts[0], name) for name in ("target_dtype", "dtype", "activation_quantization")}
+    return type(parts[0])(**whole, **same, block_size=parts[0].block_size)  # type: ignore[no-any-return]
+
+
+def _config(layer: nn.Linear, storage: str) -> Any:
+    """torchao's configuration that rounds a linear, or None for float32."""
+    if storage == "fp32":
+        return None
+    return INT8 if storage == "8da8w" or _is_ragged(layer, storage) else int4(GROUPS[storage])
 
 
 def _trace(
@@ -146,18 +222,18 @@ def _constants(checkpoint: Checkpoint, context_length: int) -> dict[str, object]
     }
 
 
-def _is_ragged(module: nn.Module) -> bool:
-    """Whether this is a linear whose rows cannot be cut into groups of GROUP columns; it gets 8 bits instead of 4."""
-    return isinstance(module, nn.Linear) and module.in_features % GROUP != 0
+def _is_ragged(layer: nn.Linear, storage: str) -> bool:
+    """Whether a linear's rows cannot be cut into groups of 4-bit weights; it gets 8 bits instead."""
+    return storage in GROUPS and layer.in_features % GROUPS[storage] != 0
 
 
-def _origin(weight: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor | None:
-    """Return the one of `sources` of which `weight` is a rounding, or None."""
-    same_shape = [source for source in sources if source.shape == weight.shape]
-    closest = max(same_shape, key=lambda source: _cosine(source[:PREFIX], weight[:PREFIX]), default=None)
-    return closest if closest is not None and _cosine(closest, weight) >= SAME_WEIGHT else None
+def _origin(weight: torch.Tensor, sources: dict[str, torch.Tensor]) -> str | None:
+    """Return the name of the one of `sources` of which `weight` is a rounding, or None."""
+    same_shape = [name for name, source in sources.items() if source.shape == weight.shape]
+    closest = max(same_shape, key=lambda name: _cosine(sources[name][:PREFIX], weight[:PREFIX]), default=None)
+    return closest if closest is not None and _cosine(sources[closest], weight) >= SAME_WEIGHT else None
 
 
 @torch.no_grad()
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+    return float(torch.nn.functional.cosine_similarity(a.float().flatten(), b.flatten(), dim=0))
