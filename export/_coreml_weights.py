@@ -19,6 +19,7 @@ ct = coremltools()
 BLOCK = 32  # weights that share a scale in int4
 PALETTE, PALETTE_ROWS = 16, 16  # values of a palette, and the rows of a matrix that share one
 _LLOYD_STEPS = 20
+_CACHED = 1 << 18  # numbers that are rounded at a time: they stay in the processor's cache
 
 torch.library.define("pocketvlm::stored_linear", "(Tensor x, int index, int width) -> Tensor")
 torch.library.define("pocketvlm::stored_embedding", "(Tensor ids, int index, int width) -> Tensor")
@@ -135,9 +136,8 @@ def _plain(mb: Any, matrix: torch.Tensor, name: str) -> Any:
 
 
 def _int8(mb: Any, matrix: torch.Tensor, name: str) -> Any:
-    q, scale = to_integers(matrix, matrix.shape[1], 127)
-    data = q.to(torch.int8).numpy()
-    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale.numpy(), name=f"{name}_quantized")
+    data, scale = to_integers(matrix, matrix.shape[1], 127)
+    return mb.constexpr_blockwise_shift_scale(data=data.numpy(), scale=scale.numpy(), name=f"{name}_quantized")
 
 
 def _int4(mb: Any, matrix: torch.Tensor, name: str) -> Any:
@@ -146,7 +146,7 @@ def _int4(mb: Any, matrix: torch.Tensor, name: str) -> Any:
     from coremltools.converters.mil.mil import types
 
     q, scale = to_integers(matrix, BLOCK, 7)
-    data = q.to(torch.int8).numpy().astype(types.np_int4_dtype)
+    data = q.numpy().view(types.np_int4_dtype)
     return mb.constexpr_blockwise_shift_scale(data=data, scale=scale.numpy(), name=f"{name}_quantized")
 
 
@@ -154,7 +154,7 @@ def _palettized(mb: Any, matrix: torch.Tensor, name: str) -> Any:
     from coremltools.converters.mil.mil import types
 
     indices, palettes = to_palettes(matrix)
-    data, lut = indices.astype(types.np_uint4_dtype), palettes[:, None, :, None]  # [rows, columns], [groups, 1, 16, 1]
+    data, lut = indices.view(types.np_uint4_dtype), palettes[:, None, :, None]  # [rows, columns], [groups, 1, 16, 1]
     return mb.constexpr_lut_to_dense(indices=data, lut=lut, name=f"{name}_palettized")
 
 
@@ -167,20 +167,27 @@ STORE: dict[str, Callable[[Any, torch.Tensor, str], Any]] = {
 
 
 def to_integers(matrix: torch.Tensor, block: int, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a matrix as coremltools' "linear_symmetric" does, in float16 steps.
+    """Round a matrix as coremltools' "linear_symmetric" does, in float16 steps, some rows at a time.
 
     Args:
         matrix: [rows, columns].
         block: columns that share a scale; divides their number.
         largest: integer that the largest magnitude of a block becomes.
     Returns:
-        Integers [rows, columns] in -largest ... largest, as floats, and scales [rows, columns / block] float16.
+        Integers int8 [rows, columns] in -largest ... largest, and scales [rows, columns / block] float16.
     """
-    values = matrix.half().float().reshape(len(matrix), -1, block)  # [rows, blocks, block]
-    scale = (values.abs().amax(-1, keepdim=True) / largest).half()
-    scale[scale == 0] = 1.0  # a block of zeros
-    q = (values / scale.float()).half().float().round_().clamp_(-largest, largest)
-    return q.reshape(matrix.shape), scale.squeeze(-1)
+    columns = matrix.shape[1]
+    integers = torch.empty(matrix.shape, dtype=torch.int8)
+    scales = torch.empty(len(matrix), columns // block, dtype=torch.float16)
+    step = max(1, _CACHED // columns)
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].half().float().view(-1, columns // block, block)  # [rows, blocks, block]
+        scale = (torch.linalg.vector_norm(rows, float("inf"), -1, keepdim=True) / largest).half()
+        scale[scale == 0] = 1.0  # a block of zeros
+        q = rows.div_(scale.float()).half().float().round_().clamp_(-largest, largest)
+        integers[start : start + step] = q.view(-1, columns)
+        scales[start : start + step] = scale.squeeze(-1)
+    return integers, scales
 
 
 def to_palettes(matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
