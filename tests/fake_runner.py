@@ -1,6 +1,6 @@
 """Stands for pocketvlm-runner: reads a job folder and writes results of the same form, at once and without a model.
 
-`python fake_runner.py JOB_FOLDER`. A file `dies` in the folder above the job makes it vanish with its session after so
+`python fake_runner.py JOB_FOLDER`. A file `dies` in the device's folder makes it vanish with its session after so
 many answers, once; `slow` makes the times of the first answers longer.
 """
 
@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     job = {words[0]: words[1] for words in lines if words[0] != "request"}
     requests = [words[1:] for words in lines if words[0] == "request"]
     count, picture = int(job["max_new_tokens"]), ""
-    dies = folder.parent / "dies"
+    dies = folder.parents[1] / "dies"
     with (folder / "results.txt").open("w", buffering=1) as out:
         cpus = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
         out.write(f"cpus {cpus.split()[1]}\nload_ms 1.5\nstart_s {uptime():.3f}\n")

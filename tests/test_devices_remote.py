@@ -307,3 +307,20 @@ def test_the_doctor_says_what_would_be_measured_and_what_not(
     }.items():
         absent = found[name]
         assert isinstance(absent, Absent) and reason in absent.reason
+
+
+def test_a_process_whose_folder_was_removed_is_killed_too(link: ShellLink, tmp_path: Path) -> None:
+    process = start(link, tmp_path / "job", "sleep 60")
+    (tmp_path / "job" / "out").unlink()
+    Workspace(link, str(tmp_path / "job")).remove()
+    assert works_in(process.pid) == f"{tmp_path}/job (deleted)"
+    kill_all(link, str(tmp_path / "job"))
+    assert works_in(process.pid) is None
+
+
+def works_in(pid: int) -> str | None:
+    """Where a process works; None when there is no such process, or only its exit code for a parent to fetch."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return None

@@ -179,7 +179,8 @@ def kill_all(link: Link, folder: str) -> None:
     """
     # By where they work, not by a number: after a restart a number may be somebody else's.
     place = folder.replace(".", "[.]")
-    find = f"ls -l /proc/*/cwd 2>/dev/null | sed -n 's|.*/proc/\\([0-9]*\\)/cwd -> {place}\\(/.*\\)\\{{0,1\\}}$|\\1|p'"
+    works_there = f"-> {place}\\(/.*\\)\\{{0,1\\}}\\( (deleted)\\)\\{{0,1\\}}$"
+    find = f"ls -l /proc/*/cwd 2>/dev/null | sed -n 's|.*/proc/\\([0-9]*\\)/cwd {works_there}|\\1|p'"
     script = f"""
 i=0
 while [ $i -lt 50 ]; do

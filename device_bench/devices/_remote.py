@@ -40,6 +40,7 @@ class RemoteDevice(Device):
         self.spec = link.spec
         self.emulated = False  # known once it was pushed to
         self._pushed: Path | None = None
+        self._attempts = 0
         self._files: dict[str, Path] = {}
 
     @abstractmethod
@@ -110,7 +111,7 @@ class RemoteDevice(Device):
         space = self.workspace
         kill_all(self.link, space.root)  # what an interrupted measurement has left
         if fresh:
-            self.link.words("rm", "-rf", space.path("artifact"), space.path("job"))
+            self.link.words("rm", "-rf", *map(space.path, ("artifact", "jobs", "pictures")))
         space.push(self._files)
 
     def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
@@ -174,11 +175,14 @@ class RemoteDevice(Device):
         what = f"{job.artifact.name}: the {job.kind} pass"
         space, bundle = self.workspace, self._bundle
         full = {"model": space.path("artifact", *bundle.model), "threads": job.threads, **settings}
-        space.write("job/job.txt", job_text(full, left), self._scratch / "job.txt")
+        # A folder of its own for each attempt: one that a broken connection left half-started must not come between.
+        self._attempts += 1
+        name = f"jobs/{self._attempts}"
+        space.write(f"{name}/job.txt", job_text(full, left), self._scratch / "job.txt")
         pictures = sorted({request.picture for request in left} - {"-"})
-        space.push({f"job/{name}": self._scratch / name for name in pictures})
-        folder = space.path("job")
-        kill_all(self.link, folder)
+        space.push({f"pictures/{picture}": self._scratch / picture for picture in pictures})
+        folder = space.path(name)
+        kill_all(self.link, space.path("jobs"))
         process = Process(
             self.link, folder, [*watch.prefix, *bundle.command(space.path("bundle")), folder], job.timeout_s
         )
@@ -254,6 +258,7 @@ class RemoteDevice(Device):
         self.end_timing()
         kill_all(self.link, self.workspace.root)
         self.workspace.remove()
+        kill_all(self.link, self.workspace.root)  # what a broken connection started late, now without a folder
 
 
 def _ending(code: int | None, failed: str | None) -> str:

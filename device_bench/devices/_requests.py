@@ -14,6 +14,8 @@ from vlm.preprocess import pixel_values
 from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.tokenizer import Tokenizer
 
+PICTURES = "../../pictures"  # seen from a job's folder
+
 
 @dataclass(frozen=True)
 class Request:
@@ -92,7 +94,9 @@ class Asker:
 def job_text(settings: dict[str, object], requests: Sequence[Request]) -> str:
     """The runner's job.txt (android_harness/README.md)."""
     lines = [f"{key} {value}" for key, value in settings.items()]
-    lines += [f"request {request.id} {request.picture} {' '.join(map(str, request.ids))}" for request in requests]
+    for request in requests:
+        picture = request.picture if request.picture == "-" else f"{PICTURES}/{request.picture}"
+        lines.append(f"request {request.id} {picture} {' '.join(map(str, request.ids))}")
     return "\n".join(lines) + "\n"
 
 
