@@ -21,11 +21,11 @@ from PIL import Image
 
 from distill.build import build
 from distill.config import DistillConfig
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from distill.model import AlignKD
-from distill.offline import offline
-from distill.processes import Processes
-from distill.quarantine import Quarantine
-from distill.rows import Rows
+from distill.teacher.offline import offline
+from distill.training.processes import Processes
 from vlm.data.scenes.tokenizer import train_tokenizer
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import save_checkpoint

@@ -13,8 +13,8 @@ from distill.config import DistillConfig
 from distill.features import TowerFeatures
 from distill.merge import merge_vision, project
 from distill.model import AlignKD
-from distill.signals import Batch
-from distill.teacher import Teacher
+from distill.teacher.live import Teacher
+from distill.teacher.signals import Batch
 from vlm.data.collator import IGNORE
 from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config, published_config
 

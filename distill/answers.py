@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distill.losses.logits import Distance, with_rest
-from distill.signals import Hidden, TopK
+from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
 
 CHUNK = 2**22  # logits computed at a time: 16 MB in float32

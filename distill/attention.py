@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from distill.signals import Batch
+from distill.teacher.signals import Batch
 
 DENSE = "dense"
 LONGEST = 1024  # tokens; beyond, the fused attention is used, whose memory does not grow with their square

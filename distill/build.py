@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, LlavaForConditionalGeneration
 
-from distill.cache import MANIFEST, CachedTeacher
-from distill.cache_key import open_cache
 from distill.config import DistillConfig
 from distill.features import TowerFeatures
-from distill.lora import add_lora
 from distill.model import AlignKD
 from distill.pair import Facts, check_cached_tower, check_facts, check_towers, facts_of
-from distill.signals import TeacherSignals
-from distill.teacher import Teacher
+from distill.teacher.cache import MANIFEST, CachedTeacher
+from distill.teacher.cache_key import open_cache
+from distill.teacher.live import Teacher
+from distill.teacher.signals import TeacherSignals
+from distill.training.lora import add_lora
 from vlm.data.collator import Encoder
 from vlm.errors import UserError, install_hint
 from vlm.manifest import Preprocessing

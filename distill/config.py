@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill.data import Data
+from distill.data.config import Data
 from distill.options import Cache, Lora, Zero
 from distill.terms import AttentionTerm, Count, Index, LogitsTerm, NotNegative, Positive, VisionTerm
 from vlm.config import Config
@@ -63,7 +63,7 @@ class DistillConfig(Config):
         teacher: checkpoint folder of the teacher.
         vision: folder whose vision tower (and tokenizer) the student takes over, frozen; None: the teacher's.
         student: sizes for random weights, or a checkpoint folder to start from.
-        stop_dead_terms: end the run when a term's gradient stays zero or its value collapses (distill/balance.py).
+        stop_dead_terms: end the run when a term's gradient stays zero or its value collapses (training/balance.py).
         undistilled: also train the same student without teacher, from the same weights, on the same batches.
         cache: keep the teacher's outputs in files and train without the teacher.
         teacher_bits: hold the teacher in 8 or 4 bit (bitsandbytes, on a GPU).

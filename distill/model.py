@@ -10,14 +10,14 @@ from transformers import LlavaForConditionalGeneration
 from distill.answers import Divergence, answer_losses
 from distill.attention import DENSE, decoder_inputs
 from distill.config import DistillConfig
+from distill.data.rows import Key
 from distill.features import TowerFeatures
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
 from distill.losses.vision import focus_scores, vision_mse
 from distill.merge import merge_vision, project
 from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
-from distill.rows import Key
-from distill.signals import Batch, TeacherSignals
+from distill.teacher.signals import Batch, TeacherSignals
 from distill.terms import AttentionTerm, LogitsTerm, VisionTerm, Weight
 from vlm.data.collator import IGNORE
 
@@ -85,12 +85,12 @@ class AlignKD(nn.Module):
         shares: dict[str, float] | None = None,
         **_: object,
     ) -> dict[str, Any]:
-        """Loss of one batch (distill.rows.Rows.batch; labels already stand on the predicting position).
+        """Loss of one batch (distill.data.rows.Rows.batch; labels already stand on the predicting position).
 
         Args:
             records: which record of its row each position belongs to, int64 [B, N]; None: a row is one record.
             pixels: of `images`, where they are opened already.
-            shares: of this batch in the means of its step, by term (distill.shares); None: it is the whole step.
+            shares: of this batch in the means of its step, by term (training/shares.py); None: it is the whole step.
         Returns:
             loss: scalar; terms: each unweighted term; weights: the factor of each; silent: names of the terms of which
             this batch says nothing, because it has no image.

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from distill.cache import CachedTeacher
 from distill.config import DistillConfig
 from distill.features import tower_probe
+from distill.teacher.cache import CachedTeacher
 from vlm.errors import UserError
 
 SAME = 0.005  # relative difference of weights or features; of a tower in bfloat16 from its original it is 0.002

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import Queue
 
 from distill.config import DistillConfig
-from distill.launch import FAILURE, command, environment
+from distill.training.launch import FAILURE, command, environment
 from vlm.errors import CheckFailed, UserError
 
 Progress = Callable[[float, str], None]

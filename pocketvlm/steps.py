@@ -44,7 +44,7 @@ def distill(config: DistillConfig, run_dir: Path) -> Step:
     inputs = {
         "configuration": text_hash(config.model_dump(mode="json")),
         "input files": input_files(named_paths(config)),
-        "code": code_version(["distill.run", "distill.worker", *entries_of("distill.losses")]),
+        "code": code_version(["distill.run", "distill.training.worker", *entries_of("distill.losses")]),
     }
     names = students(config)
 

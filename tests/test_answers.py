@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from distill.answers import Divergence, answer_losses
 from distill.losses.logits import DISTANCES
-from distill.signals import Hidden, TopK
+from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
 
 TOKENS, VOCABULARY = 13, 50

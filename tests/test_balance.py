@@ -2,8 +2,8 @@
 
 import pytest
 
-from distill.balance import DEAD_PROBES, Row, reports, stop_if_dead
 from distill.terms import LogitsTerm, Weight
+from distill.training.balance import DEAD_PROBES, Row, reports, stop_if_dead
 from vlm.errors import CheckFailed, UserError
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from distill.batches import GroupedSampler, PackedSampler, first_fit, sampler_for
-from distill.quarantine import Quarantine
-from distill.rows import Rows
+from distill.data.batches import GroupedSampler, PackedSampler, first_fit, sampler_for
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from tests.llava_data import encoder, record, stage, write
 
 LENGTHS = np.random.default_rng(0).integers(20, 500, 203) * np.where(np.arange(203) % 3, 1, -1)
@@ -59,7 +59,7 @@ def test_packed_rows_are_full_fit_and_hold_every_record_once() -> None:
 
 
 def test_windows_are_packed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.batches.WINDOW", 50)
+    monkeypatch.setattr("distill.data.batches.WINDOW", 50)
     rows = list(PackedSampler(np.abs(LENGTHS), 600, seed=1))
     assert sorted(index for row in rows for index in row) == list(range(203))
 

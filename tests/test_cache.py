@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from distill import cache_build
 from distill.build import build
-from distill.cache import CachedTeacher
-from distill.cache_build import CacheWriter
 from distill.config import DistillConfig
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from distill.features import tower_probe
 from distill.pair import facts_of
-from distill.processes import Processes
-from distill.quarantine import Quarantine
-from distill.rows import Rows
-from distill.teacher import Teacher
+from distill.teacher import cache_writer
+from distill.teacher.cache import CachedTeacher
+from distill.teacher.cache_writer import CacheWriter
+from distill.teacher.live import Teacher
+from distill.training.processes import Processes
 from tests.tiny import save_random_checkpoint
 from vlm.errors import CheckFailed, UserError
 
@@ -161,7 +161,7 @@ def test_a_stale_cache_is_refused_by_name(teacher: Path, tmp_path: Path) -> None
 
 def test_what_is_not_the_teachers_is_found(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(_config(teacher, tmp_path), tmp_path)
-    monkeypatch.setattr(cache_build, "save_file", _spoil)
+    monkeypatch.setattr(cache_writer, "save_file", _spoil)
     with pytest.raises(CheckFailed, match=r"s-000000.safetensors: 0/answers is .*% away"):
         setup.write()
     assert not (tmp_path / "cache" / "cache.json").exists()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from distill.data import Data, Recipe
-from distill.quarantine import Quarantine
-from distill.rows import Rows
+from distill.data.config import Data, Recipe
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from tests.llava_data import IMAGE, VISION, encoder, record, stage, write
 from vlm.config import Config
 from vlm.data import store

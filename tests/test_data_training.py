@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import worker
 from distill.build import build
 from distill.config import DistillConfig
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from distill.model import AlignKD
-from distill.quarantine import Quarantine
-from distill.rows import Rows
-from distill.trainer import ProgressLines
+from distill.training import worker
+from distill.training.trainer import ProgressLines
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 

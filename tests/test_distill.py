@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill import worker
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.processes import Processes
-from distill.quarantine import Quarantine
-from distill.rows import Rows
-from distill.stages import Plan, train_stage
-from distill.trainer import Clock, ProgressLines
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
+from distill.training import worker
+from distill.training.processes import Processes
+from distill.training.stages import Plan, train_stage
+from distill.training.trainer import Clock, ProgressLines
 from tests.tiny import save_random_checkpoint
 from vlm.data.collator import IGNORE
 from vlm.errors import UserError

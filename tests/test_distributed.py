@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import worker
 from distill.config import DistillConfig
 from distill.run import run
+from distill.training import worker
 from tests.tiny import save_random_checkpoint
 from vlm.errors import UserError
 

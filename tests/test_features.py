@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distill.features import TowerFeatures
-from distill.signals import Batch
-from distill.teacher import Teacher
+from distill.teacher.live import Teacher
+from distill.teacher.signals import Batch
 from tests.tiny import random_model
 from vlm.data.records import load_image
 from vlm.manifest import Preprocessing

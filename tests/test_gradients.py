@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from distill.config import DistillConfig
 from distill.model import AlignKD
-from distill.teacher import Teacher
+from distill.teacher.live import Teacher
 from tests.tiny import random_model
 from vlm.data.collator import IGNORE, segment_mask
 

@@ -279,7 +279,8 @@ def test_the_shipped_studies_are_complete(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_real_rows_of_a_seed_share_weights_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill import run, worker
+    from distill import run
+    from distill.training import worker
     from tests.tiny import save_random_checkpoint
 
     def train(config: DistillConfig, run_dir: Path, on_progress: object) -> None:

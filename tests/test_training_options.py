@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from distill import run as running
-from distill import worker
 from distill.build import build
 from distill.config import DistillConfig
-from distill.forecast import forecast
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from distill.kept import Kept
-from distill.processes import Processes
-from distill.quarantine import Quarantine
-from distill.rows import Rows
-from distill.stages import stage_steps
+from distill.training import worker
+from distill.training.forecast import forecast
+from distill.training.processes import Processes
+from distill.training.stages import stage_steps
 from tests.tiny import save_random_checkpoint
 from vlm.errors import UserError
 from vlm.models.checkpoint import load_checkpoint

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.cache import MANIFEST, TEACHER, CachedTeacher, Entry, Shard, again, shard_name, tensors_of
-from distill.cache_key import blocks_of, compare, identity
 from distill.config import DistillConfig, Stage
+from distill.data.rows import Key, Rows
 from distill.pair import Facts
 from distill.probe import Positions, find_positions
-from distill.processes import Processes
-from distill.rows import Key, Rows
-from distill.signals import Batch
-from distill.teacher import Teacher
+from distill.teacher.cache import MANIFEST, TEACHER, CachedTeacher, Entry, Shard, again, shard_name, tensors_of
+from distill.teacher.cache_key import blocks_of, compare, identity
+from distill.teacher.live import Teacher
+from distill.teacher.signals import Batch
+from distill.training.processes import Processes
 from vlm.data.collator import IGNORE
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import write_atomic

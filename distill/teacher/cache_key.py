@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill.cache import MANIFEST, CachedTeacher, again
 from distill.config import DistillConfig, Stage
+from distill.teacher.cache import MANIFEST, CachedTeacher, again
 from vlm.errors import UserError
 from vlm.folders import sha256
 from vlm.models.prepared import prepared

@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from distill.balance import probe, stop_if_dead
-from distill.batches import sampler_for
 from distill.config import DistillConfig, Stage
-from distill.history import rows_of
+from distill.data.batches import sampler_for
 from distill.model import AlignKD
-from distill.processes import Processes
-from distill.shares import shares
+from distill.training.balance import probe, stop_if_dead
+from distill.training.history import rows_of
+from distill.training.processes import Processes
+from distill.training.shares import shares
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
@@ -45,13 +45,13 @@ class DistillTrainer(Trainer):
         self.probed = -1  # the last step that was probed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """The order that the stage's data ask for (distill.batches), else the Trainer's own."""
+        """The order that the stage's data ask for (distill.data.batches), else the Trainer's own."""
         batches_per_step = self.args.world_size * self.args.gradient_accumulation_steps
         own = sampler_for(self.train_dataset, self.args.train_batch_size, batches_per_step, self.config.seed)
         return super()._get_train_sampler(train_dataset) if own is None else own
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
-        """The batches of one step, each told its share in the step's means (distill.shares)."""
+        """The batches of one step, each told its share in the step's means (distill.training.shares)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.config.data_workers and self.state.global_step % self.config.log_steps == 0:
             self.train_dataset.check()  # what the data workers could not read

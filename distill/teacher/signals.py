@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from distill.data.rows import Key
 from distill.probe import Positions
-from distill.rows import Key
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ LOOPBACK = "127.0.0.1"
 
 
 def command(config: DistillConfig, file: Path, out: Path) -> list[str]:
-    """The arguments that start `distill.worker` once per process.
+    """The arguments that start `distill.training.worker` once per process.
 
     Args:
         config: the run.
         file: its YAML file.
         out: the student's folder.
     """
-    worker = ["-m", "distill.worker", str(file), str(out)]
+    worker = ["-m", "distill.training.worker", str(file), str(out)]
     if config.processes == 1 and config.zero is None:  # DeepSpeed wants to be told of its processes even if it is one
         return [sys.executable, *worker]
     place = ["--master-addr" if config.launcher == "torch" else "--master_addr", LOOPBACK]

@@ -1,6 +1,6 @@
-"""The process that trains one student: `python -m distill.worker CONFIG.yaml OUT`. Prints progress as JSON lines.
+"""The process that trains one student, printing progress: `python -m distill.training.worker CONFIG.yaml OUT`.
 
-Started once, or by a launcher (distill/launch.py, docs/distributed.md) once per process of a distributed training.
+Started once, or by a launcher (launch.py, docs/distributed.md) once per process of a distributed training.
 """
 
 import json
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from distill.balance import reports
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.history import curve_of, rows_of
-from distill.launch import FAILURE, PARENT
-from distill.lora import merge_lora
+from distill.data.quarantine import Quarantine
+from distill.data.rows import Rows
 from distill.model import SUPERVISED, AlignKD
-from distill.offline import offline
-from distill.processes import Processes, joined
-from distill.quarantine import Quarantine
-from distill.rows import Rows
-from distill.stages import Plan, rebuilt, stage_steps, train_stage
-from distill.trainer import Clock
+from distill.teacher.offline import offline
+from distill.training.balance import reports
+from distill.training.history import curve_of, rows_of
+from distill.training.launch import FAILURE, PARENT
+from distill.training.lora import merge_lora
+from distill.training.processes import Processes, joined
+from distill.training.stages import Plan, rebuilt, stage_steps, train_stage
+from distill.training.trainer import Clock
 from vlm.data.collator import Encoder
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder, write_atomic

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from distill.rows import Rows
+from distill.data.rows import Rows
 
 WINDOW = 1024  # records that are packed together: more fill rows better, fewer keep an epoch's order more random
 

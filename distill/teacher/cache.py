@@ -1,7 +1,7 @@
 """Offline teacher: its outputs for every record, read from files, so that training needs no teacher in memory.
 
-A folder of shards, each with the records of one stretch of a stage; distill/cache_build.py writes it. `exact` holds
-what the terms of the loss read of the live teacher: last hidden states of the answers, projected vision tokens, blocks
+A folder of shards, each with the records of one stretch of a stage; cache_writer.py writes it. `exact` holds what the
+terms of the loss read of the live teacher: last hidden states of the answers, projected vision tokens, blocks
 of attention, all in float16; `compact` holds the likeliest tokens of each answer position alone.
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.probe import Positions
-from distill.signals import Batch, Hidden, TopK
+from distill.teacher.signals import Batch, Hidden, TopK
 from vlm.errors import UserError
 
 MANIFEST, TEACHER = "cache.json", "teacher.safetensors"
@@ -41,7 +41,7 @@ class Entry:
 
 
 class CachedTeacher:
-    """What is asked of a teacher, from a complete cache (distill.signals.TeacherSignals)."""
+    """What is asked of a teacher, from a complete cache (distill.teacher.signals.TeacherSignals)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from distill.cache_build import CacheWriter
 from distill.config import DistillConfig, Stage
+from distill.data.rows import Rows
 from distill.features import tower_probe
 from distill.model import AlignKD
 from distill.pair import facts_of
-from distill.processes import Processes
-from distill.rows import Rows
-from distill.teacher import Teacher
+from distill.teacher.cache_writer import CacheWriter
+from distill.teacher.live import Teacher
+from distill.training.processes import Processes
 
 
 def offline(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill.data import Data, Part, missing
+from distill.data.config import Data, Part, missing
 from vlm.data.collator import Encoder
 from vlm.data.records import Record, scene_captions, scene_conversations
 from vlm.data.store import Conversations, MeasuredFile

@@ -14,13 +14,13 @@ from distill.attention import DENSE, decoder_inputs
 from distill.kept import Kept
 from distill.merge import merge_vision, project
 from distill.probe import Positions, attention_block, layer_index, read_attention
-from distill.signals import Batch, Hidden
+from distill.teacher.signals import Batch, Hidden
 
 ANSWERS_KEPT = 4096  # records whose hidden states stay in the CPU's memory: 2 * D_T bytes an answer token
 
 
 class Teacher:
-    """Reads attention, vision tokens and answers of a teacher (distill.signals.TeacherSignals).
+    """Reads attention, vision tokens and answers of a teacher (distill.teacher.signals.TeacherSignals).
 
     Args:
         model: the teacher; frozen here.

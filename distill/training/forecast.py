@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from distill.config import DistillConfig, Stage
-from distill.processes import Processes
+from distill.training.processes import Processes
 from vlm.errors import UserError
 
 GIB = 2**30

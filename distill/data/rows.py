@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from distill.config import Stage
-from distill.open_data import Progress, open_data
-from distill.quarantine import Entry, Quarantine
+from distill.data.opening import Progress, open_data
+from distill.data.quarantine import Entry, Quarantine
 from vlm.data.collator import IGNORE, Encoder, Row, collate
 from vlm.data.index import BrokenRecord
 from vlm.data.records import SCENES, Record, load_image

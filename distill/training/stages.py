@@ -15,15 +15,15 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from distill.batches import sampler_for
 from distill.build import build
 from distill.config import DistillConfig, Stage
-from distill.forecast import forecast
+from distill.data.batches import sampler_for
+from distill.data.rows import Rows
 from distill.model import AlignKD
-from distill.processes import Processes
-from distill.rows import Rows
-from distill.teacher import Teacher
-from distill.trainer import COMPLETE, Clock, DistillTrainer, ProgressLines, training_arguments
+from distill.teacher.live import Teacher
+from distill.training.forecast import forecast
+from distill.training.processes import Processes
+from distill.training.trainer import COMPLETE, Clock, DistillTrainer, ProgressLines, training_arguments
 from vlm.errors import UserError, install_hint
 from vlm.folders import write_atomic
 

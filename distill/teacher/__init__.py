@@ -1,0 +1,1 @@
+"""What distillation asks of a teacher (signals), answered by the live model or by files written beforehand."""

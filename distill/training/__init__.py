@@ -1,0 +1,1 @@
+"""The processes that train: stages, trainer, weights of the terms, launchers, forecasts."""
