@@ -25,6 +25,7 @@ class ExportConfig(Config):
         probes: questions on which parity is measured; the worst one counts.
         allow_drift: keep an artifact that fails parity; its manifest and the report say so.
         threads: CPU threads while parity is measured.
+        force: start also where the forecast says that memory or disk will not do.
     """
 
     targets: list[str] = Field(default=list(DEFAULT_TARGETS), min_length=1)
@@ -32,3 +33,4 @@ class ExportConfig(Config):
     probes: int = Field(16, ge=1)
     allow_drift: bool = False
     threads: int = Field(2, ge=1)
+    force: bool = False

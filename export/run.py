@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from export.config import ExportConfig
+from export.forecast import Forecast, forecast, parameters, seconds_of
 from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.precision import folder_name, presets, resolve
@@ -27,7 +29,8 @@ from vlm.registry import load
 from vlm.runtimes import open_runtime
 from vlm.runtimes.torch import TorchRuntime
 
-Progress = Callable[[str], None]
+Progress = Callable[[float, str], None]
+_WRITTEN = 0.4  # of an artifact's time has gone by when it is written and not yet proven
 # Libraries whose versions can change an artifact; those that are installed are recorded.
 LIBRARIES = (
     "pocketvlm", "torch", "torchao", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime", "executorch",
@@ -66,16 +69,40 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
         config: targets and how to prove them.
         checkpoint: folder in Hugging Face layout.
         out: gets one folder "<format>-<precision>" per target.
-        on_progress: called with a sentence at each step.
+        on_progress: told the share of all work that is done and a sentence, at each step.
     Returns:
         The artifacts' folders.
     Raises:
-        UserError: an unknown target, a damaged checkpoint, an engine that is not installed.
+        UserError: an unknown target, a damaged checkpoint, an engine that is not installed; more memory or disk needed
+            than there is, unless config.force.
         CheckFailed: an artifact is not the checkpoint's model; no folder of it is left.
     """
     targets = [parse_target(text) for text in config.targets]
-    source = _open_source(checkpoint, config)
-    return [_export(source, target, out, config, on_progress or _silent) for target in targets]
+    opened, say = _open(checkpoint, config), on_progress or _silent
+    _needs(config, opened, out).refuse_if_hopeless(config.force)
+    parts = [seconds_of(target.format, parameters(opened), config.probes) for target in targets]
+    ends = [sum(parts[: index + 1]) / sum(parts) for index in range(len(parts))]
+    source = _trace(opened, config)
+    artifacts = []
+    for target, begin, end in zip(targets, [0.0, *ends], ends, strict=False):
+        share = partial(_between, say, begin, end)
+        artifacts.append(_export(source, target, out, config, share))
+    return artifacts
+
+
+def expected(config: ExportConfig, checkpoint: Path, out: Path) -> Forecast:
+    """Say what `run` will need; raises as `run` does."""
+    return _needs(config, _open(checkpoint, config), out)
+
+
+def _needs(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> Forecast:
+    targets = [parse_target(text) for text in config.targets]
+    return forecast(checkpoint, [(target.format, target.precision) for target in targets], config.probes, out)
+
+
+def _between(say: Progress, begin: float, end: float, done: float, text: str) -> None:
+    """Tell how much of all work is done when a part of it, from `begin` to `end`, is `done`."""
+    say(begin + (end - begin) * done, text)
 
 
 def export_one(
@@ -106,12 +133,16 @@ def parse_target(text: str) -> Target:
     return Target(name, precision, module)
 
 
-def _open_source(folder: Path, config: ExportConfig) -> Source:
+def _open(folder: Path, config: ExportConfig) -> Checkpoint:
     torch.set_num_threads(config.threads)
     checkpoint = open_checkpoint(folder)
     longest = _text_config(checkpoint).max_position_embeddings
     if config.context_length > longest:
         raise UserError(f"context_length={config.context_length}: {folder} was made for at most {longest} tokens.")
+    return checkpoint
+
+
+def _trace(checkpoint: Checkpoint, config: ExportConfig) -> Source:
     probes = scene_probes(config.probes)
     reference = TorchReference(TorchRuntime(with_weights(checkpoint, {})))
     reference.close(probes)
@@ -122,13 +153,16 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
     final = out / target.name
     try:
         with finished_folder(final) as folder:
-            say(f"{target.name}: writing")
+            say(0.0, f"{target.name}: writing")
             with torch.no_grad():
                 written = target.module.write(source.checkpoint, target.precision, folder, config.context_length)
             shutil.copyfile(source.checkpoint.facts.tokenizer, folder / "tokenizer.json")
             manifest = _manifest(source, target, written, folder, config)
             manifest.write(folder)
-            say(f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes")
+            say(
+                _WRITTEN,
+                f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes",
+            )
             parity = _prove(source, target, folder, config)
             manifest.model_copy(update={"parity": parity}).write(folder)
             if not parity.passed and not config.allow_drift:
@@ -138,7 +172,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
         for folder in (final, final.with_name(f"{final.name}.partial")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    say(f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
+    say(1.0, f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
     return final
 
 
@@ -243,5 +277,5 @@ def _failure(target: Target, parity: Parity) -> str:
     )
 
 
-def _silent(message: str) -> None:
+def _silent(done: float, message: str) -> None:
     """Show nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,13 @@ from device_bench.report.sources import parameters
 from pocketvlm.ledger import Ledger
 from pocketvlm.progress import span
 from pocketvlm.steps import road
+from vlm.machine import available_memory, free_disk
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig, Student
     from pocketvlm.pipeline import RunConfig
+
+__all__ = ["available_memory", "free_disk", "needed_disk", "needed_memory", "needed_time"]
 
 MIB = 2**20
 # The built-in default: two students trained side by side with torch and transformers, 1.9 GB each.
@@ -53,21 +55,6 @@ def needed_time(config: RunConfig, run_dir: Path) -> str:
     if not measured and (student_parameters(config.distill) or 0) > SMALL_MODEL:
         return "unknown for a model of this size until it ran once here"
     return f"about {span(sum(map(ledger.expected_s, todo)))} on two cores, {len(todo)} of {len(steps)} steps"
-
-
-def available_memory() -> int | None:
-    """Bytes that programs can still get, by /proc/meminfo; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def free_disk(folder: Path) -> int:
-    """Free bytes where `folder` is or will be."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def teacher_parameters(config: DistillConfig) -> int | None:

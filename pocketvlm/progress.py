@@ -71,6 +71,10 @@ class Progress:
         self._current, self._fraction = (title, time.monotonic()), 0.0
         self.update(0.0, title)
 
+    def note(self, text: str) -> None:
+        """Show a line of its own."""
+        self._line(text)
+
     def begin(self, title: str, why: str) -> None:
         """A step begins."""
         self._current, self._fraction = (title, time.monotonic()), 0.0

@@ -105,10 +105,7 @@ def export(config: RunConfig, run_dir: Path, target: str) -> Step:
     def build(on_progress: OnProgress) -> list[Path]:
         from export.run import export_one
 
-        def say(text: str) -> None:
-            on_progress(0.0, text)
-
-        return [export_one(run_dir / "student", target, run_dir / "artifacts", config.export, say)]
+        return [export_one(run_dir / "student", target, run_dir / "artifacts", config.export, on_progress)]
 
     product = Product(f"export-{name}", inputs, ("student",), run_dir / "artifacts" / name)
     return Step(f"export {target}", (product,), build, EXPORT_S.get(format_, max(EXPORT_S.values())))

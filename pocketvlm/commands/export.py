@@ -14,6 +14,7 @@ def export(
     probes: Annotated[int | None, typer.Option(help="Questions on which parity is measured.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads while parity is measured.")] = None,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Keep an artifact that fails parity.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start also where memory or disk seem too small.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the artifacts' parity as JSON.")] = False,
 ) -> None:
     """Write artifacts of a checkpoint and climb the parity ladder with each."""
@@ -23,12 +24,16 @@ def export(
     from pocketvlm.progress import Progress
 
     options = given(context_length=context_length, probes=probes, threads=threads)
-    config = ExportConfig.parse({"targets": to, "allow_drift": allow_drift, **options}, "pocketvlm export")
+    config = ExportConfig.parse(
+        {"targets": to, "allow_drift": allow_drift, "force": force, **options}, "pocketvlm export"
+    )
     with Progress(quiet=as_json) as progress, quietly():
-        progress.single("export", 20.0 * len(to))
-        from export.run import run
+        from export.run import expected, run
 
-        artifacts = run(config, checkpoint, out, lambda text: progress.update(0.0, text))
+        needs = expected(config, checkpoint, out)
+        progress.note(f"This export {needs.text()}.")
+        progress.single("export", needs.seconds)
+        artifacts = run(config, checkpoint, out, progress.update)
     show(artifacts, as_json)
 
 

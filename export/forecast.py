@@ -1,0 +1,106 @@
+"""What an export will need of memory, disk and time, said before it starts; from factors measured at 1.7B."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.bars import is_float, is_four_bit
+from vlm.errors import UserError
+from vlm.machine import available_memory, free_disk
+from vlm.models.checkpoint import Checkpoint
+
+GB = 1e9
+# Python with torch and an exporter, before any weight.
+BASE_MEMORY, BASE_DISK, BASE_SECONDS = 1.2 * GB, 0.02 * GB, 15.0
+# Peak bytes per parameter while a format is written; files that are mapped count, because they are in use.
+WRITING = {"onnx": 3.5, "executorch": 4.5, "coreml": 3.5, "gguf": 3.0}
+# A float32 model is the reference of parity, and what Core ML's programs are interpreted with away from macOS.
+PROVING = 4.5
+# Seconds on two cores: per parameter while writing, per parameter and probe while proving.
+WRITING_SECONDS = {"onnx": 40 / GB, "executorch": 90 / GB, "coreml": 60 / GB, "gguf": 35 / GB}
+PROVING_SECONDS = 12 / GB
+# Bytes per parameter of the vision tower's files; GGUF has it twice, in ONNX and in mmproj.gguf.
+VISION = {"onnx": 1.1, "executorch": 4.0, "coreml": 2.0, "gguf": 4.0}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes and seconds that an export needs, beside what is there (None: not known)."""
+
+    memory: float
+    disk: float
+    seconds: float
+    memory_there: int | None
+    disk_there: int
+
+    def text(self) -> str:
+        """One sentence: what it needs, what you have."""
+        there = "an unknown amount of" if self.memory_there is None else f"{self.memory_there / GB:.1f} GB"
+        return (
+            f"needs {self.memory / GB:.1f} GB RAM, {self.disk / GB:.2g} GB disk, about {self.seconds / 60:.0f} min "
+            f"on two cores; you have {there} RAM, {self.disk_there / GB:.0f} GB disk"
+        )
+
+    def refuse_if_hopeless(self, force: bool) -> None:
+        """Stop before anything is written that cannot be finished.
+
+        Raises:
+            UserError: memory or disk do not suffice, and it is not forced.
+        """
+        short = ["disk"] if self.disk > self.disk_there else []
+        short += ["memory"] if self.memory_there is not None and self.memory > self.memory_there else []
+        if short and not force:
+            raise UserError(
+                f"This export {self.text()}: not enough {' and '.join(short)}. Close other programs, "
+                "free some space, export fewer targets at once, or try all the same with --force (export.force: true)."
+            )
+
+
+def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], probes: int, out: Path) -> Forecast:
+    """Forecast the export of all targets, one after the other.
+
+    Args:
+        checkpoint: the model, its weights in their files.
+        targets: (format, precision) each.
+        probes: questions on which parity is measured.
+        out: where the artifacts will lie.
+    """
+    count = parameters(checkpoint)
+    memory = max((WRITING[name] for name, _ in targets), default=0.0)
+    seconds = sum(seconds_of(name, count, probes) for name, _ in targets)
+    disk = sum(disk_of(checkpoint, name, precision) for name, precision in targets)
+    temporary = max((2.0 * count for name, precision in targets if name == "gguf" and precision != "f16"), default=0)
+    return Forecast(
+        BASE_MEMORY + max(memory, PROVING if probes else 0.0) * count,
+        BASE_DISK * len(targets) + disk + temporary,
+        seconds,
+        available_memory(),
+        free_disk(out),
+    )
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """How many numbers the model has."""
+    return sum(parameter.numel() for parameter in checkpoint.model.parameters())
+
+
+def seconds_of(name: str, count: int, probes: int) -> float:
+    """Seconds that writing and proving one target of a format takes on two cores, for a model of `count` numbers."""
+    return BASE_SECONDS + (WRITING_SECONDS[name] + PROVING_SECONDS * probes) * count
+
+
+def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:
+    """Bytes of one artifact."""
+    counts = {True: 0, False: 0}
+    for parameter_name, parameter in checkpoint.model.named_parameters():
+        counts[parameter_name.startswith(("model.vision_tower.", "model.multi_modal_projector."))] += parameter.numel()
+    preset = precision.partition(",")[0]
+    vision = 4.0 if preset == "fp32" else VISION[name]
+    return vision * counts[True] + weight_bytes(preset) * counts[False]
+
+
+def weight_bytes(preset: str) -> float:
+    """Bytes per weight of the decoder, with its scales."""
+    if is_float(preset):
+        return 4.0 if preset == "fp32" else 2.0
+    return 0.65 if is_four_bit(preset) else 0.75 if preset.startswith("q5") else 1.1

@@ -1,0 +1,61 @@
+"""An export says what it needs before it starts, and does not start where that is not there."""
+
+from pathlib import Path
+
+import pytest
+
+import export.forecast
+from export.config import ExportConfig
+from export.forecast import disk_of, forecast
+from export.run import run
+from export.source import open_checkpoint
+from vlm.errors import UserError
+from vlm.models.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def checkpoint(random_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(random_checkpoint)
+
+
+def test_it_says_what_is_needed_and_what_is_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    text = forecast(checkpoint, [("gguf", "q4_0"), ("coreml", "int4")], 16, tmp_path / "not" / "there").text()
+    assert text.startswith("needs 1.2 GB RAM, 0.04") and "; you have " in text
+
+
+def test_all_targets_lie_on_the_disk_but_one_is_in_memory_at_a_time(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    one, two = (forecast(checkpoint, [("coreml", "fp16")] * count, 4, tmp_path) for count in (1, 2))
+    assert two.memory == one.memory and two.disk == pytest.approx(2 * one.disk) and two.seconds == 2 * one.seconds
+
+
+def test_fewer_bits_are_smaller(checkpoint: Checkpoint) -> None:
+    sizes = [disk_of(checkpoint, "gguf", precision) for precision in ("f16", "q8_0", "q5_k_m", "q4_0")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_an_export_that_cannot_fit_is_refused_unless_forced(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "memory":
+        monkeypatch.setattr(export.forecast, "available_memory", lambda: 10**8)
+    else:
+        monkeypatch.setattr(export.forecast, "free_disk", lambda folder: 10**6)
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    config = ExportConfig(targets=["gguf:f16"], context_length=64, probes=1)
+    with pytest.raises(UserError, match=rf"needs .* you have .*not enough {what}.*--force"):
+        run(config, checkpoint.folder, tmp_path)
+    assert not list(tmp_path.iterdir())
+    shares: list[float] = []
+    forced = config.model_copy(update={"force": True, "context_length": 256})
+    assert run(forced, checkpoint.folder, tmp_path, lambda share, _: shares.append(share))[0].is_dir()
+    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
+
+
+def test_an_unknown_amount_of_memory_refuses_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.forecast, "available_memory", lambda: None)
+    needs = forecast(checkpoint, [("gguf", "f16")], 16, tmp_path)
+    needs.refuse_if_hopeless(force=False)
+    assert "unknown amount of RAM" in needs.text()

@@ -1,0 +1,19 @@
+"""What this machine has left for a program: memory and disk."""
+
+import shutil
+from pathlib import Path
+
+
+def available_memory() -> int | None:
+    """Bytes that programs can still get, by /proc/meminfo; None elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes where `folder` is or will be."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
