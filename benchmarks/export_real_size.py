@@ -1,0 +1,141 @@
+"""python -m benchmarks.export_real_size: all four 4-bit exports of a random-weight MobileVLM V2 1.7B, in one process.
+
+Prints per target: seconds, peak memory so far (of this process, and of the largest one it started), and the size of
+what holds the embedding and the decoder beside bits x parameters plus scales. The weights are random: this measures
+time, memory and size, never accuracy.
+"""
+
+import gc
+import json
+import os
+import resource
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.random_checkpoint import make
+from export.run import parse_target
+from export.source import open_checkpoint
+from vlm.models.checkpoint import Checkpoint
+
+TARGETS = ("onnx:int4", "executorch:8da4w", "coreml:int4", "gguf:q4_0")
+BAR_SECONDS, BAR_BYTES, BAR_SIZE = 360.0, 7e9, 0.03
+# Bits of a weight with its share of what a block of 32, or a row, has besides: ONNX float32 scales and 4-bit zero
+# points, ExecuTorch bfloat16 scales, Core ML and llama.cpp float16 scales; q6_k has 8-bit scales in a block of 256.
+BITS = {
+    "onnx": {"int4": 5.125, "int8": 8.0},
+    "executorch": {"8da4w": 4.5, "int8": 8.0, "fp32": 32.0},
+    "coreml": {"int4": 4.5, "fp16": 16.0},
+    "gguf": {"q4_0": 4.5, "q6_k": 6.5625, "f16": 16.0},
+}
+# llama.cpp keeps the output matrix in 6 bits when the rest has 4.
+HEAD = {"gguf": "q6_k"}
+PARTS = {
+    "model.vision_tower.": "vision",
+    "model.multi_modal_projector.": "projector",
+    "model.language_model.embed_tokens.": "embedding",
+    "lm_head.": "head",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target: wall and CPU seconds, peak resident bytes, bytes of its files and what they should be."""
+
+    target: str
+    seconds: float
+    cpu_seconds: float
+    peak: float
+    peak_of_children: float
+    files: dict[str, int]
+    expected: float
+    size: int
+    precisions: dict[str, str | None]
+
+    def line(self) -> str:
+        """The figures in one line."""
+        return (
+            f"{self.target:18} {self.seconds:6.1f} s ({self.cpu_seconds:6.1f} s CPU), peak {self.peak / 1e9:.2f} GB "
+            f"(children {self.peak_of_children / 1e9:.2f}), {self.size / 1e6:7.1f} MB where bits and scales make "
+            f"{self.expected / 1e6:7.1f} ({self.size / self.expected - 1:+.2%})"
+        )
+
+
+def counts(checkpoint: Checkpoint) -> dict[str, int]:
+    """Parameters of each component; of the vision tower, those that are read."""
+    found = dict.fromkeys((*PARTS.values(), "decoder"), 0)
+    layer = checkpoint.model.config.vision_feature_layer
+    unread = ".layers.23." if layer == -2 else ".none."  # CLIP-L has 24 layers, and hidden_states[-2] is read
+    for name, parameter in checkpoint.model.named_parameters():
+        part = next((value for prefix, value in PARTS.items() if name.startswith(prefix)), "decoder")
+        if part != "vision" or (unread not in name and "post_layernorm" not in name):
+            found[part] += parameter.numel()
+    return found
+
+
+def expected_bytes(checkpoint: Checkpoint, name: str, precisions: dict[str, str | None]) -> float:
+    """Bits x parameters plus scales, of all components."""
+    storages = precisions | {"head": precisions["head"] or HEAD.get(name) or precisions["decoder"]}
+    return sum(BITS[name][str(storages[part])] / 8 * count for part, count in counts(checkpoint).items())
+
+
+def measure(folder: Path, text: str, out: Path, context_length: int) -> Row:
+    """Write one target as `pocketvlm export` does, without the proof."""
+    target, checkpoint = parse_target(text), open_checkpoint(folder)
+    (out / target.name).mkdir(parents=True)
+    start, busy = time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        written = target.module.write(checkpoint, target.precision, out / target.name, context_length)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+    own, theirs = (
+        resource.getrusage(who).ru_maxrss * 1024.0 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    paths = sorted(path for path in (out / target.name).rglob("*") if path.is_file())
+    files = {path.relative_to(out / target.name).as_posix(): path.stat().st_size for path in paths}
+    precisions = written.precisions.model_dump()
+    size = sum(size for path, size in files.items() if path != "mmproj.gguf")  # the same tower a second time
+    expected = expected_bytes(checkpoint, target.format, precisions)
+    return Row(text, seconds, cpu, own, theirs, files, expected, size, precisions)
+
+
+def main(
+    checkpoint: Annotated[Path | None, typer.Option(help="Its folder; if absent a random one is made.")] = None,
+    size: Annotated[str, typer.Option(help="Of the random one: 1.7b, 3b or 7b.")] = "1.7b",
+    targets: Annotated[list[str] | None, typer.Option(help="FORMAT:PRECISION; may be given several times.")] = None,
+    context_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 512,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    json_out: Annotated[Path | None, typer.Option(help="Write the rows as JSON, too.")] = None,
+) -> None:
+    """Export at real size and measure."""
+    torch.set_num_threads(threads)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent if checkpoint else None) as scratch:
+        folder = checkpoint or make(Path(scratch, "checkpoint"), size)
+        print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+        for text in targets or TARGETS:
+            rows.append(measure(folder, text, Path(scratch), context_length))
+            print(rows[-1].line(), flush=True)
+            gc.collect()
+        print(f"load after: {os.getloadavg()[0]:.1f}")
+    print(verdict(rows))
+    if json_out:
+        json_out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def verdict(rows: list[Row]) -> str:
+    """The figures that have a bar, beside it."""
+    seconds, peak = sum(row.seconds for row in rows), max(max(row.peak, row.peak_of_children) for row in rows)
+    worst = max(abs(row.size / row.expected - 1) for row in rows)
+    return (
+        f"together {seconds:.0f} s (bar {BAR_SECONDS:.0f}), peak {peak / 1e9:.2f} GB (bar {BAR_BYTES / 1e9:.0f}), "
+        f"sizes within {worst:.1%} (bar {BAR_SIZE:.0%})"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
