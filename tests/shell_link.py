@@ -7,6 +7,9 @@ from pathlib import Path
 from device_bench.devices._link import Link, Lost
 from vlm.errors import UserError
 
+# Words that a shell would take for something else.
+NASTY = ["a b", "$(touch x)", "`id`", "'", '"', "\\", "*", ";", "&", "|", "\n", "-n", "", "é€", "~", "#"]
+
 
 class ShellLink(Link):
     """Runs scripts here; connections can be made to break.

@@ -1,4 +1,6 @@
-"""Enters an arm64 root on another processor: `python arm64.py ROOT QEMU [--sys FOLDER] COMMAND...`.
+"""Enters an arm64 root on another processor: `python arm64.py ROOT QEMU [--sys FOLDER | --join PID] COMMAND...`.
+
+--join enters the namespaces of a process that is inside already, so that all are one device's processes.
 
 The emulator is registered in a binfmt_misc instance of a private user and mount namespace (Linux 6.7 or later), so that
 nothing outside changes and it works with and without root.
@@ -46,10 +48,25 @@ def enter(root: str, emulator: str, system: str | None, command: list[str]) -> N
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
 
 
+def join(root: str, pid: str, command: list[str]) -> None:
+    """Become the command beside a process that is inside."""
+    spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
+    for space in spaces:
+        check(libc.setns(space, 0), "setns")
+        os.close(space)
+    os.setgid(0)
+    os.setuid(0)
+    os.chroot(root)
+    os.chdir("/")
+    os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
 def main(arguments: list[str]) -> int:
     """Run a command inside and return its exit code."""
     root, emulator, *command = arguments
     system = None
+    if command[0] == "--join":
+        join(root, command[1], command[2:])
     if command[0] == "--sys":
         system, command = command[1], command[2:]
     is_root = os.getuid() == 0

@@ -1,6 +1,7 @@
 """Starts and stops the rig's servers on free ports of 127.0.0.1, and puts adb and ssh for them on the PATH."""
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -28,6 +29,9 @@ GETPROP = {
 
 def missing() -> str | None:
     """Why the rig cannot be used here, or None."""
+    version = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    if sys.platform != "linux" or version < (6, 7):
+        return "the rig needs Linux 6.7 or later, whose binfmt_misc can be private"
     root = folder()
     if not all((root / part / DONE).is_file() for part in ("host", "emulator", "device", "llama")):
         return f"no rig in {root}: type make test-rig"
@@ -159,7 +163,7 @@ class Rig:
         """Stop everything and forget the device's files."""
         if self.adb_started:
             self.adb("kill-server")
-        for name in list(self._running):
+        for name in sorted(self._running, key=lambda name: name == "init"):
             self.stop(name)
 
     adb_started = False
@@ -191,14 +195,26 @@ class Rig:
                 words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if inside and words and not re.search(r"adbd|sshd|arm64\.py", words):
+            if inside and words and not re.search(r"adbd|sshd|arm64\.py|sleep infinity", words):
                 found.append(words)
         return found
 
     def _inside(self, command: list[str]) -> list[str]:
+        """A command on the device: beside its first process, which keeps its namespaces as long as the rig lives."""
         emulator = self.root / "emulator" / "usr" / "bin" / "qemu-aarch64"
-        system = ["--sys", str(self.system)] if self.system else []
-        return [sys.executable, str(HERE / "arm64.py"), str(self.device), str(emulator), *system, *command]
+        enter = [sys.executable, str(HERE / "arm64.py"), str(self.device), str(emulator)]
+        if "init" not in self._running:
+            system = ["--sys", str(self.system)] if self.system else []
+            words = [*enter, *system, "/usr/bin/sleep", "infinity"]
+            self._running["init"] = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+            until(self._first_process, 30, "the device's first process")
+        return [*enter, "--join", str(self._first_process()), *command]
+
+    def _first_process(self) -> int | None:
+        parent = self._running["init"].pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        inside = [int(pid) for pid in children if os.readlink(f"/proc/{pid}/root") == str(self.device)]
+        return inside[0] if inside else None
 
     def _start(self, name: str, command: list[str], more: Mapping[str, str], port: int) -> None:
         with (self.work / f"{name}.log").open("ab") as log:
