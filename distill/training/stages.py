@@ -4,6 +4,8 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,18 +89,19 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
     if config.zero:
         _prepare_deepspeed()
     checkpoints = plan.work / plan.stage.name
-    trainer = DistillTrainer(
-        module,
-        config,
-        plan.stage,
-        plan.done,
-        plan.total,
-        args=training_arguments(config, plan.stage, plan.steps, checkpoints, who),
-        train_dataset=plan.rows,
-        data_collator=plan.rows.batch,
-        callbacks=[ProgressLines(plan.stage.name, plan.done, plan.total), clock, *_tensorboard(config, plan, who)],
-    )
-    trainer.train(resume_from_checkpoint=last_complete(checkpoints))
+    with _tower_apart(module) if config.zero else nullcontext():
+        trainer = DistillTrainer(
+            module,
+            config,
+            plan.stage,
+            plan.done,
+            plan.total,
+            args=training_arguments(config, plan.stage, plan.steps, checkpoints, who),
+            train_dataset=plan.rows,
+            data_collator=plan.rows.batch,
+            callbacks=[ProgressLines(plan.stage.name, plan.done, plan.total), clock, *_tensorboard(config, plan, who)],
+        )
+        trainer.train(resume_from_checkpoint=last_complete(checkpoints))
     weights = whole_state(module)
     log: list[dict] = trainer.state.log_history
     if who.first:
@@ -107,6 +110,24 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
         write_atomic(plan.log, json.dumps(log))
     who.wait()
     return log
+
+
+@contextmanager
+def _tower_apart(module: AlignKD) -> Iterator[None]:
+    """Keep the frozen vision tower whole in every process and in its own precision while ZeRO trains the rest.
+
+    ZeRO-3 would gather it whenever it runs, and it does not run in every process at the same time: one has a batch of
+    text alone, another finds its images' features kept; those that gather would wait for those that do not.
+    """
+    owner = module.student.model
+    tower = owner.vision_tower
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    tower.to(device)
+    del owner.vision_tower
+    try:
+        yield
+    finally:
+        owner.vision_tower = tower
 
 
 def rebuilt(module: AlignKD, config: DistillConfig, plan: Plan, who: Processes) -> AlignKD:
