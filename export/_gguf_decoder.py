@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from gguf.quants import dequantize
 
 from export._gguf_vocabulary import add_vocabulary, read_vocabulary
+from export.calibration import input_powers
 from vlm.errors import UserError
 from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.llamacpp import silence
@@ -39,6 +40,8 @@ FILE_TYPES = {
     "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
+# Precisions whose rounding is weighted by an importance matrix.
+WEIGHTED = ("q4_k_m", "q5_k_m")
 
 
 def write_decoder(checkpoint: Checkpoint, path: Path, context_length: int) -> None:
@@ -124,9 +127,14 @@ def deinterleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return split.transpose(1, 2).reshape(weight.shape)
 
 
-def quantize(source: Path, target: Path, precision: str) -> None:
+def quantize(source: Path, target: Path, precision: str, importance: dict[str, np.ndarray] | None = None) -> None:
     """Quantize a float16 .gguf with llama.cpp's own quantizer.
 
+    Args:
+        source: float16.
+        target: gets the quantized file.
+        precision: one of FILE_TYPES.
+        importance: llama.cpp's tensor names -> weight of each column's error, float32 [in]; None: all the same.
     Raises:
         UserError: llama.cpp refused (its return code is in the message).
     """
@@ -134,12 +142,34 @@ def quantize(source: Path, target: Path, precision: str) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[precision]
     parameters.nthread = 2
+    entries = _importance_entries(importance or {})
+    if importance:
+        parameters.imatrix = entries
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0:
         raise UserError(
             f"{target}: llama.cpp could not quantize to {precision} (code {code}). Choose another "
             "precision, for example gguf:f16, or free memory and disk."
         )
+
+
+def _importance_entries(importance: dict[str, np.ndarray]) -> Any:
+    """The importance matrix as llama.cpp's C array, which ends with an entry without a name."""
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
+
+
+def importance_matrix(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Measure llama.cpp's importance matrix on pictures and questions; see `export.calibration`."""
+    powers = input_powers(checkpoint)
+    return {
+        name: np.ascontiguousarray(powers[parameter_name].numpy(), np.float32)
+        for name, parameter_name, _, _ in decoder_tensors(checkpoint)
+        if parameter_name in powers
+    }
 
 
 def storage(path: Path) -> dict[str, str]:

@@ -14,10 +14,20 @@ pytest.importorskip("gguf", reason="gguf is not installed")
 
 import torch
 
-from export._gguf_decoder import deinterleave, interleave, storage
+from export._gguf_decoder import (
+    deinterleave,
+    importance_matrix,
+    interleave,
+    quantize,
+    read_decoder,
+    storage,
+    write_decoder,
+)
 from export._gguf_mmproj import measure
 from export._gguf_vocabulary import tokenization_differences
+from export.calibration import input_powers
 from export.graph import VisionEncoder
+from export.run import with_weights
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
 from tests.manifests import write_manifest
 from tests.tiny import random_model
@@ -28,17 +38,31 @@ from vlm.runtimes.llamacpp import VISION, LlamaCppRuntime
 from vlm.runtimes.torch import TorchRuntime
 
 
-@pytest.fixture(scope="module")
-def checkpoint(random_checkpoint: Path) -> Checkpoint:
-    return load_checkpoint(random_checkpoint)
+def wide(folder: Path) -> Checkpoint:
+    """A model whose rows K-quants divide, stored in float16."""
+    checkpoint = load_checkpoint(folder)
+    sizes = {"hidden_size": 256, "intermediate_size": 512}
+    model = random_model(checkpoint.model.lm_head.out_features, checkpoint.facts.image_token_id, **sizes)
+    return dataclasses.replace(checkpoint, model=model.half())
 
 
-@pytest.fixture(scope="module", params=["f16", "q4_0"])
-def artifact(
-    request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Manifest:
+@pytest.fixture(scope="module", params=["f16", "q4_0", "q5_k_m"])
+def exported(
+    request: pytest.FixtureRequest, random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, Manifest]:
+    checkpoint = wide(random_checkpoint) if request.param == "q5_k_m" else load_checkpoint(random_checkpoint)
     folder = tmp_path_factory.mktemp(f"gguf-{request.param}")
-    return write_artifact(checkpoint, f"gguf:{request.param}", folder)
+    return checkpoint, write_artifact(checkpoint, f"gguf:{request.param}", folder)
+
+
+@pytest.fixture
+def checkpoint(exported: tuple[Checkpoint, Manifest]) -> Checkpoint:
+    return with_weights(exported[0], {})
+
+
+@pytest.fixture
+def artifact(exported: tuple[Checkpoint, Manifest]) -> Manifest:
+    return exported[1]
 
 
 def test_vision_tower_equals_torch(checkpoint: Checkpoint, artifact: Manifest) -> None:
@@ -90,8 +114,28 @@ def test_a_vision_tower_that_cannot_be_loaded_is_named(artifact: Manifest, tmp_p
         LlamaCppRuntime(folder, 1)
 
 
-def test_grouped_heads_and_rows_that_do_not_divide(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_importance_matrix_lowers_the_error_where_the_model_looks(random_checkpoint: Path, tmp_path: Path) -> None:
+    model = wide(random_checkpoint)
+    write_decoder(model, tmp_path / "f16.gguf", 64)
+    powers, errors = input_powers(model), []
+    for importance in (None, importance_matrix(model)):
+        quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q4_k_m", importance)
+        rounded = read_decoder(model, tmp_path / "q.gguf")
+        exact = model.model.state_dict()
+        errors.append(sum(float(((rounded[n] - exact[n].float()).square() * p).sum()) for n, p in powers.items()))
+    assert errors[1] < 0.98 * errors[0]
+
+
+def test_k_quants_say_their_types_and_their_calibration(artifact: Manifest) -> None:
+    if artifact.precision == "q5_k_m":
+        assert "Q5_K" in str(artifact.settings["matrix_types"])
+        assert not any("in another type" in note or "No matrix" in note for note in artifact.notes)
+    assert any("importance matrix of 16 pictures" in n for n in artifact.notes) == (artifact.precision == "q5_k_m")
+
+
+def test_grouped_heads_and_rows_that_do_not_divide(random_checkpoint: Path, tmp_path: Path) -> None:
     """Fewer KV heads than heads, and an intermediate size of 168 that no q4_0 block divides: right, and said."""
+    checkpoint = load_checkpoint(random_checkpoint)
     vocabulary = checkpoint.model.lm_head.out_features
     model = random_model(vocabulary, checkpoint.facts.image_token_id, num_key_value_heads=2, intermediate_size=168)
     odd = dataclasses.replace(checkpoint, model=model)

@@ -10,10 +10,20 @@ from typing import Any
 
 import torch
 
-from export._gguf_decoder import FILE_TYPES, count_types, quantize, read_decoder, storage, write_decoder
+from export._gguf_decoder import (
+    FILE_TYPES,
+    WEIGHTED,
+    count_types,
+    importance_matrix,
+    quantize,
+    read_decoder,
+    storage,
+    write_decoder,
+)
 from export._gguf_mmproj import measure, unsupported, write_mmproj
 from export._gguf_vision import read_vision, write_vision
 from export._gguf_vocabulary import PROBES, tokenization_differences
+from export.calibration import SCENES
 from export.formats.base import Written
 from export.graph import VisionEncoder
 from export.source import in_float32
@@ -42,12 +52,14 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     else:
         source = folder / "decoder-f16.gguf"
         write_decoder(checkpoint, source, context_length)
-        quantize(source, decoder, precision)
+        quantize(source, decoder, precision, importance_matrix(checkpoint) if precision in WEIGHTED else None)
         source.unlink()
     encoder: Any = in_float32(VisionEncoder(checkpoint.model))
     write_vision(checkpoint, encoder, folder / VISION)
     types = storage(decoder)
     notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, precision)]
+    if precision in WEIGHTED:
+        notes.append(f"Rounded with an importance matrix of {SCENES} pictures with questions and answers (scenes).")
     settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
     different = tokenization_differences(decoder, checkpoint.facts.tokenizer)
     settings["tokenizer_differences"] = len(different)
@@ -69,10 +81,11 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
 
 def _fallbacks(types: dict[str, str], precision: str) -> list[str]:
     """Name the matrices whose rows do not divide into blocks, so that llama.cpp gave them another type."""
-    block = precision.upper()
+    block = precision.upper().removesuffix("_M")
     if block not in set(types.values()):
         return [f"No matrix has type {block}: no row divides into its blocks. llama.cpp chose {count_types(types)}."]
-    other = sorted(name for name, kind in types.items() if kind not in (block, "F32") and name != "output.weight")
+    usual = {block, "F32", "Q6_K"} if precision.endswith("_m") else {block, "F32"}  # _m: some in 6 bits by design
+    other = sorted(name for name, kind in types.items() if kind not in usual and name != "output.weight")
     return [f"llama.cpp stored these in another type than {block}: {', '.join(other)}."] if other else []
 
 
