@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from device_bench.devices._link import Lost
 from device_bench.devices._method import (
     cool_down,
     energy,
@@ -241,6 +242,15 @@ def test_sensors_are_read_through_one_shell_at_even_times(board: Board) -> None:
     readings = observe(link, sensors, 0.3, interval_s=0.1)
     assert [reading.deciding_c for reading in readings] == [30.0] * 4
     assert readings[-1].time_s - readings[0].time_s >= 0.25
+
+
+def test_readings_that_were_cut_off_are_none(board: Board) -> None:
+    link, sensors = ShellLink(), Sensors(android=False, system=str(board.system))
+    sensors.locate(link)
+    for lines in (0, 1, 5):
+        link.cut_after = [lines]
+        with pytest.raises(Lost):
+            observe(link, sensors, 0)
 
 
 def test_an_energy_counter_is_read_between_its_readings_and_preferred(tmp_path: Path) -> None:

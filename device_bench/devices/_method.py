@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from device_bench.devices._link import Link
+from device_bench.devices._link import Link, Lost
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.sensors.base import Absent
 
@@ -40,7 +40,9 @@ def observe(link: Link, sensors: Sensors, seconds: float, interval_s: float = 1.
         if when is not None:
             readings.append(sensors.read(when, lines))
         when, lines = (float(match[1]) if match else None), []
-    return readings
+        if line == "@end":
+            return readings
+    raise Lost("the connection broke while the sensors were read")
 
 
 @dataclass(frozen=True)
