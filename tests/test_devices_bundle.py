@@ -1,0 +1,73 @@
+"""The push bundle: what is missing is named with the next step, and a damaged one is never pushed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from device_bench.devices import _bundle
+from device_bench.devices._bundle import RECORD, bundle
+from vlm.errors import UserError
+from vlm.folders import sha256
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with a cross compiler that only tells its version, and an empty cache."""
+    monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_bundle, "_version", lambda how: "1.0")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    compiler = folder / "aarch64-linux-gnu-g++"
+    compiler.write_text("#!/bin/sh\necho version 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("engine", "abi", "message"),
+    [
+        ("coreml", "arm64-v8a", r"'coreml': no runner for other devices; executorch, onnx, llamacpp have one"),
+        ("onnx", "mips", r"--abi mips: no bundle for this processor; arm64-v8a expected"),
+    ],
+)
+def test_what_has_no_bundle_is_refused(engine: str, abi: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bundle(engine, abi)
+
+
+def test_a_missing_cross_compiler_says_what_to_install(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"aarch64-linux-gnu-g\+\+: not found.*apt install g\+\+-aarch64-linux-gnu"):
+        bundle("onnx", "arm64-v8a")
+
+
+def test_llama_cpp_asks_for_the_folder_of_its_packages(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMACPP_ROOT", "/nonexistent")
+    with pytest.raises(UserError, match=r"LLAMACPP_ROOT='/nonexistent'.*libllama-dev"):
+        bundle("llamacpp", "arm64-v8a")
+
+
+def test_a_bundle_in_the_cache_is_used_and_a_damaged_one_refused(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(work: Path, *rest: object) -> Path:
+        ready = work / "ready"
+        ready.mkdir()
+        (ready / "pocketvlm-runner").write_text("program")
+        files = {"pocketvlm-runner": sha256(ready / "pocketvlm-runner")}
+        (ready / RECORD).write_text(json.dumps({"files": files}))
+        return ready
+
+    monkeypatch.setattr(_bundle, "_make", make)
+    made = bundle("executorch", "arm64-v8a")
+    assert made.command("/there") == [
+        "/there/ld-linux-aarch64.so.1", "--library-path", "/there", "/there/pocketvlm-runner"
+    ]  # fmt: skip
+    monkeypatch.setattr(_bundle, "_make", lambda *rest: pytest.fail("made again"))
+    assert bundle("executorch", "arm64-v8a") == made
+    (made.folder / "pocketvlm-runner").write_text("other")
+    with pytest.raises(UserError, match=r"pocketvlm-runner: damaged\. Remove"):
+        bundle("executorch", "arm64-v8a")
