@@ -1,7 +1,8 @@
 """Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,26 @@ def run_on(
         raise UserError(f"--device {doubled[0]}: named twice. Each device once.")
     if "adb" in devices and len(devices) > 1:
         raise UserError("--device adb: several devices at once are each named by serial number: --device adb:SERIAL.")
-    done = dict.fromkeys(devices, 0.0)
+    done, stopping = dict.fromkeys(devices, 0.0), threading.Event()
 
     def one(name: str) -> list[Path]:
         def report(fraction: float, text: str) -> None:
+            if stopping.is_set():
+                raise KeyboardInterrupt
             done[name] = fraction
             on_progress(sum(done.values()) / len(done), f"{name}: {text}" if len(devices) > 1 else text)
 
         return run(config.model_copy(update={"device": name}), artifacts, out, report)
 
+    if len(devices) == 1:
+        return one(devices[0])
     with ThreadPoolExecutor(len(devices)) as pool:
         queues = [pool.submit(one, name) for name in devices]
+        try:
+            wait(queues)
+        except KeyboardInterrupt:
+            stopping.set()  # each cleans its device up at its next step
+            raise
     problems = [problem for queue in queues if (problem := queue.exception()) is not None]
     expected = [problem for problem in problems if isinstance(problem, UserError | CheckFailed)]
     for problem in problems:
