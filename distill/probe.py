@@ -246,8 +246,12 @@ def _recording_attention(
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     layer.keep(Read(query, key, scaling, kwargs.get("softcap"), kwargs.get("sliding_window")))
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(layer.plain_config._attn_implementation, eager)
-    output: tuple[Tensor, Tensor | None] = function(module, query, key, value, attention_mask, **kwargs)
+    recording, layer.config = layer.config, layer.plain_config  # FlashAttention's function reads its own name there
+    try:
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager)
+        output: tuple[Tensor, Tensor | None] = function(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        layer.config = recording
     return output
 
 

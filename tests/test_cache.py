@@ -16,10 +16,12 @@ from distill.data.quarantine import Quarantine
 from distill.data.rows import Rows
 from distill.features import tower_probe
 from distill.pair import facts_of
+from distill.probe import find_positions
 from distill.teacher import cache_writer
 from distill.teacher.cache import CachedTeacher
 from distill.teacher.cache_writer import CacheWriter
 from distill.teacher.live import Teacher
+from distill.teacher.signals import Batch
 from distill.training.processes import Processes
 from tests.tiny import save_random_checkpoint
 from vlm.errors import CheckFailed, UserError
@@ -104,6 +106,47 @@ def test_the_layers_and_blocks_of_the_ablations_are_cached(teacher: Path, tmp_pa
     setup.module.teacher = setup.write()
     for expected, found in zip(live, setup.losses([[0, 1], [2]]), strict=True):
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_focus_has_the_first_layer_when_the_attention_term_of_two_has_faded_out(
+    teacher: Path, tmp_path: Path
+) -> None:
+    attention = {"teacher_layers": [0, -1], "student_layers": [0, 1], "weight": {"until": 0.5}}
+    setup = Setup(_config(teacher, tmp_path, attention=attention, vision_tokens={}), tmp_path)
+    setup.module.progress = 0.75
+    live = setup.losses([[0, 1]])
+    assert set(live[0]) == {"sup", "vision", "loss"}
+    setup.module.teacher = setup.write()
+    for expected, found in zip(live, setup.losses([[0, 1]]), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_batch_without_the_block_has_no_attention_to_read(teacher: Path, tmp_path: Path) -> None:
+    attention = {"block": "vision_vision"}
+    setup = Setup(_config(teacher, tmp_path, attention=attention), tmp_path)
+    cached = setup.write()
+    ids, segments = torch.full((1, 5), 7), torch.ones(1, 5, dtype=torch.long)
+    batch = Batch(ids, torch.arange(5)[None], segments, None, [], torch.zeros(0, 576, 32), [("s", 0)])
+    where = find_positions(ids, segments, None, setup.module.student.config.image_token_id, "vision_vision")
+    (block,) = cached.attention(batch, [0], where)
+    assert block.shape == (1, cached.heads, 0, 0)
+
+
+def test_the_writer_has_no_more_records_in_memory_than_a_training_process(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(teacher, tmp_path, logits={})
+    stage = config.stages[0].model_copy(update={"batch_size": 4, "gradient_accumulation": 2})
+    setup = Setup(config.model_copy(update={"stages": [stage]}), tmp_path)
+    sizes, plain = [], CacheWriter.outputs
+    monkeypatch.setattr(CacheWriter, "outputs", lambda self, *a: sizes.append(len(a[1])) or plain(self, *a))
+    setup.write(Alone(rank=0, count=1))
+    assert max(sizes) == 2
+    sizes.clear()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(FileNotFoundError):
+        setup.write(Alone(rank=0, count=2))
+    assert max(sizes) == 1
 
 
 def test_the_compact_cache_has_the_likeliest_tokens(teacher: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer
+from transformers.masking_utils import create_causal_mask
 
 from distill.merge import merge_vision
 from tests.tiny import random_model
@@ -138,6 +139,16 @@ def test_conversations_without_packing_need_no_mask() -> None:
     assert collate(rows)["attention_mask"] is None
     assert collate(rows, [2])["attention_mask"] is not None
     assert collate([*rows, _row(([12], [22]))])["attention_mask"] is not None
+
+
+def test_conversations_of_different_lengths_are_still_plain_causal_attention_to_transformers() -> None:
+    rows = [_conversation([10, 11, 12], [20]), _conversation([11], [21], images=0)]
+    batch = collate(rows)
+    model = random_model(300, IMAGE).model.language_model
+    embeds = torch.zeros(*batch["input_ids"].shape, model.config.hidden_size)
+    arguments = {"attention_mask": None, "past_key_values": None, "position_ids": batch["position_ids"]}
+    model.set_attn_implementation("sdpa")
+    assert create_causal_mask(model.config, embeds, **arguments) is None
 
 
 def test_a_second_turn_without_a_question_is_refused() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
     GemmaConfig,
     GemmaModel,
     LlamaConfig,
@@ -18,6 +19,7 @@ from transformers import (
     Qwen3Config,
     Qwen3Model,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from distill import probe
 from distill.probe import Block, Positions, attention_block, find_positions, read_attention, reading_attention
@@ -201,6 +203,22 @@ def test_reentrant_gradient_checkpointing_is_refused() -> None:
     arguments["inputs_embeds"].requires_grad_()
     with pytest.raises(UserError, match="use_reentrant"), reading_attention(model, [0]):
         model(**arguments)
+
+
+def test_a_layers_own_attention_finds_its_own_name_in_the_configuration() -> None:
+    """FlashAttention's function asks for it."""
+    seen = []
+
+    def own(module: torch.nn.Module, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+        seen.append(module.config._attn_implementation)
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("own", own)
+    model = _model("llama")
+    model.set_attn_implementation("own")
+    with reading_attention(model, [0]):
+        model(torch.tensor([[1, 7, 7]]))
+    assert seen == ["own"] * len(model.layers)
 
 
 def test_nothing_of_the_reading_stays_behind() -> None:

@@ -68,10 +68,13 @@ class CachedTeacher:
         name = block_name(positions)
         shape = (len(positions.rows), self.heads, positions.rows.shape[1], positions.columns.shape[1])
         found = [torch.zeros(shape, dtype=torch.float16) for _ in layers]
+        if positions.empty:
+            return [block.to(batch.features.device) for block in found]
+        held = dict(self.manifest["identity"]["the layers and blocks of attention"])[name]
         wanted = positions.row_mask.sum(-1).tolist()
         row, top, left = 0, 0, 0  # of the batch, and within its block
         for entry in self._entries(batch):
-            blocks = entry.attention[name]
+            blocks = [entry.attention[name][held.index(layer)] for layer in layers]
             _, height, width = blocks[0].shape
             if not height or not width:
                 continue
@@ -150,7 +153,7 @@ def tensors_of(index: int, entry: Entry) -> dict[str, Tensor]:
 def block_name(positions: Positions) -> str:
     """`text_vision` if rows are other positions than columns, else `square`: a run reads at most one of each kind."""
     same = positions.rows.shape == positions.columns.shape and torch.equal(positions.rows, positions.columns)
-    return "square" if same and not positions.empty else "text_vision"
+    return "square" if same else "text_vision"
 
 
 def shard_name(stage: str, number: int) -> str:

@@ -84,11 +84,11 @@ class CacheWriter:
             own = numbered[who.rank :: who.count]
             for done, (rows, stage, number) in enumerate(own, 1):
                 if not (self.folder / shard_name(stage.name, number)).is_file():
-                    self._write_shard(rows, stage, number)
+                    self._write_shard(rows, stage, number, who.count)
                 on_shard(done, len(own))
             who.wait()
             if who.first:
-                self._finish(facts, probe, data)
+                self._finish(facts, probe, data, who.count)
             who.wait()
         return CachedTeacher(self.folder)
 
@@ -132,17 +132,18 @@ class CacheWriter:
     def _shards(self, rows: Rows) -> int:
         return -(-len(rows) // self.cache.shard_records)
 
-    def _groups(self, rows: Rows, stage: Stage, number: int) -> Iterator[list[int]]:
-        """The records of a shard, as many at a time as the training has in a batch."""
+    def _groups(self, rows: Rows, stage: Stage, number: int, processes: int) -> Iterator[list[int]]:
+        """The records of a shard, as many at a time as each process of the training has in memory."""
         start = number * self.cache.shard_records
         stop = min(start + self.cache.shard_records, len(rows))
-        for first in range(start, stop, stage.batch_size):
-            yield list(range(first, min(first + stage.batch_size, stop)))
+        size = max(1, stage.per_process(processes))
+        for first in range(start, stop, size):
+            yield list(range(first, min(first + size, stop)))
 
-    def _write_shard(self, rows: Rows, stage: Stage, number: int) -> None:
+    def _write_shard(self, rows: Rows, stage: Stage, number: int, processes: int) -> None:
         file = self.folder / shard_name(stage.name, number)
         tensors: dict[str, Tensor] = {}
-        for group in self._groups(rows, stage, number):
+        for group in self._groups(rows, stage, number, processes):
             for (_, index), entry in self.outputs(rows, group).items():
                 tensors |= tensors_of(index, entry)
         partial = file.with_suffix(".partial")
@@ -217,7 +218,7 @@ class CacheWriter:
         visible = inputs.get("attention_mask")
         return find_positions(inputs["input_ids"], inputs["segments"], visible, self.image_token_id, block)
 
-    def _finish(self, facts: Facts, probe: Tensor, data: list[tuple[Stage, Rows]]) -> None:
+    def _finish(self, facts: Facts, probe: Tensor, data: list[tuple[Stage, Rows]], processes: int) -> None:
         """Write what is there once, compare a sample with the live teacher, declare the cache complete."""
         weights = {"probe": probe.float().cpu().contiguous()}
         if self.cache.kind == "exact" and self.config.logits:
@@ -230,19 +231,19 @@ class CacheWriter:
             "heads": self.teacher.heads,
             "width": self.teacher.width,
             "shard_records": self.cache.shard_records,
-            "worst_relative_difference": self._check(data),
+            "worst_relative_difference": self._check(data, processes),
         }
         write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         (self.folder / STARTED).unlink()
 
-    def _check(self, data: list[tuple[Stage, Rows]]) -> float:
+    def _check(self, data: list[tuple[Stage, Rows]], processes: int) -> float:
         """Largest relative distance of a written output from the live teacher's, over some batches of each stage."""
         worst = 0.0
         for stage, rows in data:
             shards = self._shards(rows)
             chosen = sorted({shards * i // self.cache.check_batches for i in range(self.cache.check_batches)})
             for number in chosen:
-                groups = list(self._groups(rows, stage, number))
+                groups = list(self._groups(rows, stage, number, processes))
                 group = groups[number % len(groups)]
                 worst = max(worst, self._difference(rows, stage, number, group))
         return worst
