@@ -11,11 +11,21 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from vlm.errors import UserError
 from vlm.manifest import Facts
-from vlm.models.checkpoint import Checkpoint, load_checkpoint
+from vlm.models.checkpoint import SUPPORTED, Checkpoint, load_checkpoint
+from vlm.models.importing import read_config
+from vlm.models.prepared import prepared
+
+# What export/graph.py describes: a LLaMA decoder behind a CLIP tower; one layer of it is read, without class token.
+EXPORTED = {
+    "text_config.model_type": ("llama",),
+    "vision_config.model_type": ("clip_vision_model",),
+    "vision_feature_select_strategy": ("default",),
+    "vision_feature_layer": ("int",),
+}
 
 
 class Weights:
@@ -51,8 +61,31 @@ class Weights:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a checkpoint with its weights as they are stored, in their files; see `vlm.models.checkpoint`."""
+    """Open a checkpoint with its weights as they are stored, in their files; see `vlm.models.checkpoint`.
+
+    Raises:
+        UserError: also where a part of the model is of a kind that export/graph.py does not describe.
+    """
+    _refuse_unknown(prepared(folder))
     return load_checkpoint(folder, dtype="auto")
+
+
+def _refuse_unknown(folder: Path) -> None:
+    if read_config(folder).get("model_type") not in SUPPORTED:
+        return  # load_checkpoint says so
+    config = AutoConfig.from_pretrained(folder)
+    found = {
+        "text_config.model_type": config.text_config.model_type,
+        "vision_config.model_type": config.vision_config.model_type,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "vision_feature_layer": type(config.vision_feature_layer).__name__,
+    }
+    if wrong := [f"{key} {value!r}" for key, value in found.items() if value not in EXPORTED[key]]:
+        known = "; ".join(f"{key} {' or '.join(map(repr, values))}" for key, values in EXPORTED.items())
+        raise UserError(
+            f"{folder / 'config.json'}: {', '.join(wrong)} cannot be exported. Supported: {known}. "
+            "Describe the architecture in export/graph.py and add it to export.source.EXPORTED."
+        )
 
 
 def in_float32(module: nn.Module) -> nn.Module:
