@@ -84,7 +84,7 @@ def measure(folder: Path, threads: int, out: Path) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
     np.save(out, vision.tokens)
     rng = np.random.default_rng(0)
-    words = [runtime.embed(rng.integers(3, 1000, WORDS).tolist()) for _ in range(2)]
+    words = [runtime.embed(rng.integers(3, 500, WORDS).tolist()) for _ in range(2)]
     prompt = np.concatenate([words[0], vision.tokens, words[1]])  # [208, D]
     runtime.reset()
     runtime.forward(prompt[:8])  # the first call of an engine makes its buffers
@@ -148,7 +148,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def child(arguments: list[str]) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.decode_real_size", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     lines = done.stdout.splitlines()
     return dict(json.loads(lines[-1])) if lines else {}
 
@@ -168,7 +170,9 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             rounds[folder.name].append(child(["--one", str(folder), "--tokens", str(tokens[folder.name]), *threads]))
         if mmproj:
             stock.append(child(["--mmproj", str(mmproj), "--tokens", str(work / "mmproj.npy")]))
-    best = {name: {key: _best(key, found) for key in found[0]} for name, found in rounds.items()}
+    best: dict[str, dict[str, Any]] = {
+        name: {key: _best(key, found) for key in found[0]} for name, found in rounds.items()
+    }
     for folder in options.artifacts:
         read = decoder_bytes(folder, options.checkpoint)
         best[folder.name]["bytes"] = read_manifest(folder).bytes
