@@ -21,6 +21,7 @@ WRITING_SECONDS = {"onnx": 40 / GB, "executorch": 90 / GB, "coreml": 60 / GB, "g
 PROVING_SECONDS = 12 / GB
 # Bytes per parameter of the vision tower's files; GGUF has it twice, in ONNX and in mmproj.gguf.
 VISION = {"onnx": 1.1, "executorch": 4.0, "coreml": 2.0, "gguf": 4.0}
+_HALF = ("coreml", "vulkan")  # ExecuTorch's presets by their delegates
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,6 @@ def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:
 
 def weight_bytes(preset: str) -> float:
     """Bytes per weight of the decoder, with its scales."""
-    if is_float(preset):
+    if is_float(preset) or preset in _HALF:
         return 4.0 if preset == "fp32" else 2.0
     return 0.65 if is_four_bit(preset) else 0.75 if preset.startswith("q5") else 1.1

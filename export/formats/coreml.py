@@ -6,6 +6,7 @@ decoder.mlpackage          inputs_embeds, causal_mask, states key_cache and valu
 """
 
 import contextlib
+import gc
 import io
 import re
 import warnings
@@ -63,6 +64,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     with _quiet():
         for file, module in modules.items():
             _convert(module, _storage(file, chosen), *inputs[file]()).save(str(folder / file))
+            gc.collect()  # a program's weights hang in cycles, and the next one is larger
     layers = int(checkpoint.model.config.text_config.num_hidden_layers)
     check_states(folder / DECODER, layers)
     return Written(
