@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -301,3 +303,10 @@ def test_warm_up_is_not_among_the_samples(fake_runtime: Runtime) -> None:
 def test_a_request_that_does_not_fit_says_how_long_the_context_must_be(fake_runtime: Runtime) -> None:
     with pytest.raises(UserError, match=r"context length 256 found.*needed"):
         run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 250))
+
+
+def test_onnx_runtime_is_told_not_to_send_telemetry_before_it_is_loaded() -> None:
+    code = "import sys, os, vlm.runtimes; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert said.stdout.split() == ["1", "False"]

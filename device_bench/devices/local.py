@@ -22,8 +22,6 @@ PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYL
 # What an engine that compiles itself on first use needs besides: compilers, and where it keeps what it compiled.
 COMPILING = ("CC", "CXX")
 CACHE = "POCKETVLM_CACHE"
-# ONNX Runtime 1.31 sends and stores telemetry unless it is told not to: unwanted, and noise in a measurement.
-QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -92,7 +90,7 @@ def _environment(threads: int) -> dict[str, str]:
         kept[CACHE] = str(Path(os.environ[CACHE]).resolve())  # the process works in another folder
     packages = str(Path(__file__).resolve().parents[2])  # where vlm and device_bench are imported from
     kept["PYTHONPATH"] = os.pathsep.join(part for part in (kept.get("PYTHONPATH"), packages) if part)
-    return {**kept, **dict.fromkeys(THREAD_SETTINGS, str(threads)), **QUIET}
+    return {**kept, **dict.fromkeys(THREAD_SETTINGS, str(threads))}
 
 
 def _supervise(

@@ -1,5 +1,6 @@
 """Engines that answer a question about an image from an artifact folder alone; one file each, found by name."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from vlm.manifest import MANIFEST, read_manifest
 from vlm.models.hub import is_hub_name
 from vlm.registry import load
 from vlm.runtimes.base import Runtime
+
+# ONNX Runtime 1.31 sends and stores telemetry unless it is told not to before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def open_runtime(folder: Path, threads: int = 2) -> Runtime:
