@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("gguf", reason="gguf is not installed")
 
+import llama_cpp
 import torch
 
 from export._gguf_decoder import (
@@ -34,8 +36,10 @@ from tests.tiny import random_model
 from vlm.errors import UserError
 from vlm.manifest import Manifest, list_files
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
+from vlm.prompts import TEMPLATES
 from vlm.runtimes.llamacpp import VISION, LlamaCppRuntime
 from vlm.runtimes.torch import TorchRuntime
+from vlm.tokenizer import Tokenizer
 
 
 def wide(folder: Path) -> Checkpoint:
@@ -84,6 +88,22 @@ def test_logits_equal_torch_with_the_weights_in_the_file(checkpoint: Checkpoint,
 
 def test_llama_cpp_splits_text_as_tokenizer_json_does(checkpoint: Checkpoint, artifact: Manifest) -> None:
     assert tokenization_differences(Path(artifact.name) / "decoder.gguf", checkpoint.facts.tokenizer) == []
+
+
+def test_stock_llama_cpp_answers_a_text_as_torch_does(random_checkpoint: Path, tmp_path: Path) -> None:
+    """The decoder alone, with llama.cpp's own tokenizer and loop, as every llama.cpp program runs it."""
+    checkpoint = load_checkpoint(random_checkpoint)
+    write_decoder(checkpoint, tmp_path / "decoder.gguf", 128)
+    model = llama_cpp.Llama(str(tmp_path / "decoder.gguf"), n_ctx=128, n_threads=1, verbose=False, seed=0)
+    prompt = TEMPLATES["v1"]("Is there a red circle?", has_image=False)[0]
+    ids = model.tokenize(prompt.encode(), add_bos=True)
+    assert ids == [checkpoint.facts.bos_id, *Tokenizer(checkpoint.facts.tokenizer).encode(prompt)]
+    truth = TorchRuntime(checkpoint)
+    truth.reset()
+    expected = [int(truth.forward(truth.embed(ids)).argmax())]
+    while len(expected) < 8:
+        expected.append(int(truth.forward(truth.embed(expected[-1:])).argmax()))
+    assert list(islice(model.generate(ids, top_k=1, temp=0.0), 8)) == expected
 
 
 def test_stock_llama_cpp_is_wrong_with_mmproj_and_the_manifest_says_by_how_much(
