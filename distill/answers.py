@@ -38,6 +38,7 @@ def answer_losses(
     teacher: Hidden | TopK | None = None,
     divergence: Divergence | None = None,
     chunk: int = CHUNK,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of the labels, and the divergence from the teacher.
 
@@ -49,15 +50,20 @@ def answer_losses(
         teacher: the teacher's answers at the same positions; None: no divergence.
         divergence: how to compare; its mean is over all A, times temperature squared.
         chunk: logits computed at a time; all at once, and nothing made again, if they fit.
+        together: call the head as often as the process that has the most tokens: with ZeRO-3 every call gathers its
+            weights from all processes, and one that called it less often would leave the others waiting.
     Returns:
         Mean cross-entropy over the labels that count, and mean divergence or None.
     """
     counted = (labels != IGNORE).sum().clamp(min=1)
     tokens, at_once = max(1, len(states)), max(1, chunk // vocabulary)
-    if len(states) <= at_once:
+    count = -(-len(states) // at_once)
+    if together:
+        count = _most(count, states.device)
+    if count <= 1:
         ce, kl = _sums(states, labels, head, teacher, divergence)
         return ce / counted, None if kl is None else kl / tokens
-    parts = [slice(start, start + at_once) for start in range(0, tokens, at_once)]
+    parts = [slice(start, start + at_once) for start in range(0, count * at_once, at_once)]  # the last may be empty
     sums = [
         checkpoint(
             _sums,
@@ -69,6 +75,13 @@ def answer_losses(
     ]
     supervised = torch.stack([ce for ce, _ in sums]).sum() / counted
     return supervised, None if teacher is None else torch.stack([kl for _, kl in sums]).sum() / tokens
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The highest of all processes' counts."""
+    highest = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return int(highest)
 
 
 def _sums(

@@ -182,8 +182,9 @@ class AlignKD(nn.Module):
             theirs = self.teacher.answers(batch, answers)
             distance = logits_losses.DISTANCES[config.distance]
             divergence = Divergence(distance, config.part, config.temperature)
-        vocabulary = self.student.config.text_config.vocab_size
-        return answer_losses(states[answers], labels[answers], self.student.lm_head, vocabulary, theirs, divergence)
+        vocabulary, head = self.student.config.text_config.vocab_size, self.student.lm_head
+        together = hasattr(head.weight, "ds_id")  # ZeRO-3 has split it
+        return answer_losses(states[answers], labels[answers], head, vocabulary, theirs, divergence, together=together)
 
     def rule(self, name: str) -> Weight:
         """How the outer weight of a term comes about."""

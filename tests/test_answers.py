@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill import answers
 from distill.answers import Divergence, answer_losses
 from distill.losses.logits import DISTANCES
 from distill.teacher.signals import Hidden, TopK
@@ -46,6 +47,32 @@ def test_chunks_equal_the_plain_loss(kind: str, rows: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         for a, b in zip(_gradients(one, case), _gradients(other, case), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kept", [0, 4, TOKENS])
+def test_the_head_is_called_as_often_as_in_the_process_with_most_tokens(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, labels, ours, theirs, hidden = _case()
+    case = (states[:kept], labels[:kept], ours, VOCABULARY, Hidden(hidden[:kept], theirs))
+    divergence = Divergence(DISTANCES["reverse_kl"], 0, 1.0)
+    expected = answer_losses(*case, divergence)
+    monkeypatch.setattr(answers, "_most", lambda count, device: 5)  # 4 tokens at a time: another has 17 to 20
+    calls: list[int] = []
+    ours.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    found = answer_losses(*case, divergence, chunk=4 * VOCABULARY, together=True)
+    assert len(calls) == 5 and sum(calls) == kept
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(_weights(one, ours), _weights(other, ours), rtol=1e-10, atol=1e-14)
+    calls.clear()
+    sum(value for value in found if value is not None).backward()
+    assert len(calls) == 5  # made again in the backward pass, as in the other processes
+
+
+def _weights(value: Tensor, head: nn.Linear) -> Tensor:
+    return torch.autograd.grad(value, head.weight, retain_graph=True)[0]
 
 
 @pytest.mark.parametrize("rows", [4, 100])
