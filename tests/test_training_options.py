@@ -100,6 +100,13 @@ def test_another_vision_tower_is_refused(teacher: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_student_from_a_checkpoint_trains_without_distillation_and_without_loading_the_teacher(teacher: Path) -> None:
+    config = _config(teacher, student=str(teacher), undistilled=True)
+    missing = config.model_copy(update={"teacher": "nowhere"})
+    module, _, _ = build(missing.without_distillation())
+    assert module.teacher is None
+
+
 def test_a_quantized_teacher_needs_a_gpu(teacher: Path) -> None:
     with pytest.raises(UserError, match="teacher_bits: 4 found, but this machine has no GPU"):
         build(_config(teacher, teacher_bits=4))
