@@ -61,7 +61,7 @@ def test_an_artifact_is_complete_and_proven(
 ) -> None:
     plant(monkeypatch, TorchRuntime)
     said: list[str] = []
-    (folder,) = run(CONFIG, random_checkpoint, tmp_path, said.append)
+    (folder,) = run(CONFIG, random_checkpoint, tmp_path, lambda _, text: said.append(text))
     manifest: Manifest = read_manifest(folder, checksums=True)
     assert folder == tmp_path / "onnx-fp32" and [f.path for f in manifest.files] == ["tokenizer.json", "weights.bin"]
     assert manifest.parity is not None and manifest.parity.passed and not manifest.parity.allowed_drift
