@@ -57,13 +57,10 @@ def answer_losses(
     """
     counted = (labels != IGNORE).sum().clamp(min=1)
     tokens, at_once = max(1, len(states)), max(1, chunk // vocabulary)
-    count = -(-len(states) // at_once)
-    if together:
-        count = _most(count, states.device)
-    if count <= 1:
+    parts = _parts(len(states), at_once, together, states.device)
+    if len(parts) <= 1:
         ce, kl = _sums(states, labels, head, teacher, divergence)
         return ce / counted, None if kl is None else kl / tokens
-    parts = [slice(start, start + at_once) for start in range(0, count * at_once, at_once)]  # the last may be empty
     sums = [
         checkpoint(
             _sums,
@@ -75,6 +72,14 @@ def answer_losses(
     ]
     supervised = torch.stack([ce for ce, _ in sums]).sum() / counted
     return supervised, None if teacher is None else torch.stack([kl for _, kl in sums]).sum() / tokens
+
+
+def _parts(tokens: int, at_once: int, together: bool, device: torch.device) -> list[slice]:
+    """Stretches of the tokens; with `together` as many as in the process that has most, the last ones empty."""
+    count = -(-tokens // at_once)
+    if together:
+        count = _most(count, device)
+    return [slice(start, start + at_once) for start in range(0, count * at_once, at_once)]
 
 
 def _most(count: int, device: torch.device) -> int:

@@ -40,9 +40,8 @@ def build(config: DistillConfig, signals: TeacherSignals | None = None) -> tuple
     torch.manual_seed(config.seed)
     sized = not isinstance(config.student, str)
     cached = config.cache is not None and (Path(config.cache.folder) / MANIFEST).is_file()
-    asked = bool(config.attention or config.vision_tokens or config.logits)
     teacher = None
-    if config.teacher and (sized or (asked and not (signals or cached))):
+    if config.teacher and (sized or (config.reads_teacher and not (signals or cached))):
         teacher = load_teacher(config)
     student, tokenizer_folder, preprocessing = build_student(config, teacher)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -56,7 +55,7 @@ def build(config: DistillConfig, signals: TeacherSignals | None = None) -> tuple
     if isinstance(signals, CachedTeacher):
         check_facts(config, Facts(**signals.manifest["facts"]), facts_of(student, tokenizer))
         check_cached_tower(config, signals, student)
-    if signals is None and teacher and asked:
+    if signals is None and teacher and config.reads_teacher:
         signals = Teacher(teacher.model)
     prepare(config, student)
     encoder = Encoder(

@@ -104,9 +104,14 @@ class DistillConfig(Config):
     checkpoint_steps: Count = 200
     log_steps: Count = 25
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether there is a term of the loss beside the cross-entropy."""
+        return bool(self.attention or self.vision_tokens or self.logits)
+
     @model_validator(mode="after")
     def _needs_teacher(self) -> "DistillConfig":
-        if self.teacher is None and (self.attention or self.vision_tokens or self.logits):
+        if self.teacher is None and self.reads_teacher:
             raise ValueError("the terms attention, vision_tokens and logits need a `teacher`")
         if self.teacher is None and self.vision is None and not isinstance(self.student, str):
             raise ValueError("a student from random weights needs `vision` or `teacher` to take the vision tower from")
@@ -116,7 +121,7 @@ class DistillConfig(Config):
     def _cache_holds_the_terms(self) -> "DistillConfig":
         if self.cache is None:
             return self
-        if not (self.attention or self.vision_tokens or self.logits):
+        if not self.reads_teacher:
             raise ValueError("cache: no term of the loss reads the teacher: leave it out")
         if self.cache.kind == "compact" and (self.attention or self.vision_tokens):
             raise ValueError(

@@ -177,7 +177,7 @@ def collate(rows: list[Row], counts: list[int] | None = None) -> dict[str, Tenso
             records[here] = record
             start += len(row)
     causal = all(len(pack) == 1 and pack[0].sequential for pack in packs)
-    if causal:  # on through the padding: transformers takes a jump back for packed records and would build a mask
+    if causal:  # on through the padding: a jump back would be a packed record to transformers, which builds a mask
         positions = torch.arange(shape[1]).repeat(shape[0], 1)
     return {
         "input_ids": input_ids,
