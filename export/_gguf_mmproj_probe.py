@@ -16,7 +16,7 @@ IMAGE_CHUNK = 1
 
 
 def vision_tokens(decoder: Path, mmproj: Path, picture: np.ndarray) -> tuple[np.ndarray, float]:
-    """Encode a picture [S, S, 3] uint8 with llama.cpp's multimodal library: the vision tokens, flat, and the seconds."""
+    """Encode a picture [S, S, 3] uint8 with llama.cpp's multimodal library: vision tokens, flat, and seconds."""
     silence()
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(decoder).encode(), llama_cpp.llama_model_default_params())

@@ -14,6 +14,9 @@ from export._onnx_blocks import ROUNDINGS, Rounding, constants, pack, quantize_b
 from export._onnx_graph import DOMAIN
 
 QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+# 8-bit weights with a scale per output, multiplied as integers by inputs that are rounded to 8 bits per call: on
+# processors with integer dot products three times as fast as any block format, but one outlier coarsens all inputs.
+DYNAMIC, DYNAMIC_OPERATOR = "int8-dynamic", "DynamicQuantizeMatMul"
 
 
 def name_matrices(model: onnx.ModelProto, modules: dict[str, nn.Module]) -> None:
@@ -54,7 +57,7 @@ def store(model: onnx.ModelProto, storage: Callable[[str], str], accuracy_level:
 
     Args:
         model: a graph after `name_matrices`.
-        storage: parameter name -> "fp32", "fp16" or a name of ROUNDINGS.
+        storage: parameter name -> "fp32", "fp16", DYNAMIC (linear layers only) or a name of ROUNDINGS.
         accuracy_level: MatMulNBits' own: 0 computes in float32, 4 rounds activations to 8 bits.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -71,6 +74,11 @@ def store(model: onnx.ModelProto, storage: Callable[[str], str], accuracy_level:
             done[name] = [from_array(to_array(tensors[name]).astype(np.float16), name)]
             nodes += _half_nodes(node, slot)
             continue
+        if kind == DYNAMIC:
+            done[name] = _channels(name, to_array(tensors[name]))
+            inputs = [node.input[0], *(tensor.name for tensor in done[name])]
+            nodes.append(make_node(DYNAMIC_OPERATOR, inputs, node.output, node.name, domain=DOMAIN))
+            continue
         is_linear = node.op_type == "MatMul"
         matrix = to_array(tensors[name]).T if is_linear else to_array(tensors[name])  # [rows, columns]
         if name not in done:
@@ -83,6 +91,13 @@ def store(model: onnx.ModelProto, storage: Callable[[str], str], accuracy_level:
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([*kept, *(tensor for tensors in done.values() for tensor in tensors)])
     model.opset_import.append(make_opsetid(DOMAIN, 1))
+
+
+def _channels(name: str, matrix: np.ndarray) -> list[onnx.TensorProto]:
+    """Codes [in, out] int8 and scales [out] of a matrix [in, out]."""
+    scales = np.maximum(np.abs(matrix).max(0), np.finfo(np.float32).tiny) / 127  # [out]
+    codes = np.rint(matrix / scales).astype(np.int8)
+    return constants(name, {"codes": codes, "scales": scales.astype(np.float32)})
 
 
 def _half_nodes(node: onnx.NodeProto, slot: int) -> list[onnx.NodeProto]:
@@ -123,6 +138,10 @@ def read_stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:
             columns = get_node_attr_value(node, "K") if is_linear else parts["codes"].shape[1] * 8 // bits
             name = next(name for name in node.input if name in tensors).removesuffix(".codes")
             found[name] = unpack(parts, rounding, columns)
+        elif node.op_type == DYNAMIC_OPERATOR:
+            codes, scales = (to_array(tensors[name]) for name in node.input[1:3])
+            matrix = np.ascontiguousarray((codes.astype(np.float32) * scales).T)  # [out, in]
+            found[node.input[1].removesuffix(".codes")] = matrix
         elif (name := node.input[0] if node.input else "") in tensors and _is_half(tensors[name]):
             matrix = to_array(tensors[name]).astype(np.float32)
             # Only the traced graphs hold the matrices of linear layers as [in, out]; there a product follows at once.

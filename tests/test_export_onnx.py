@@ -151,7 +151,9 @@ def test_weights_beside_a_graph_are_listed_in_the_manifest(artifacts: dict[str, 
     assert {DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", EMBEDDING, f"{EMBEDDING}.data"} <= paths
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4-sym-128", "fp16"])
+@pytest.mark.parametrize(
+    "precision", ["int8", "int4-sym-128", "fp16", "int4-sym,vision=int8-dynamic,projector=int8-dynamic"]
+)
 def test_activations_of_8_bits_and_halves_pass_their_parity(precision: str, checkpoint: Path, tmp_path: Path) -> None:
     folder = export_one(checkpoint, f"onnx:{precision}", tmp_path, ExportConfig(probes=1, threads=1))
     parity = read_manifest(folder).parity

@@ -22,7 +22,7 @@ from torch import nn
 from export._onnx_blocks import ROUNDINGS
 from export._onnx_decoder import GroupQueryDecoder
 from export._onnx_graph import save
-from export._onnx_weights import name_matrices, read_stored, store
+from export._onnx_weights import DYNAMIC, name_matrices, read_stored, store
 from export.formats.base import Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder, masked_attention
 from export.precision import COMPONENTS, resolve, uniform
@@ -40,7 +40,9 @@ PRESETS = {
     **{name: uniform(name, vision="int8", projector="int8") for name in ROUNDINGS if name.startswith("int4")},
 }
 PRECISIONS = tuple(PRESETS)
-STORAGES = dict.fromkeys(COMPONENTS, ("fp32", "fp16", *ROUNDINGS))
+STORAGES = dict.fromkeys(COMPONENTS, ("fp32", "fp16", *ROUNDINGS)) | dict.fromkeys(
+    ("vision", "projector"), ("fp32", "fp16", *ROUNDINGS, DYNAMIC)
+)
 
 # Measured with ONNX Runtime 1.31 on x86: opset 23's Attention and RMSNormalization make decoding a quarter faster and
 # the vision tower half as fast.
@@ -118,6 +120,10 @@ def _notes(stored: dict[str, str]) -> list[str]:
     ]
     if stored["decoder"] in ROUNDINGS or stored["head"] in ROUNDINGS:
         notes.append("The decoder's linear layers round their inputs to 8 bits per block as they run.")
+    if DYNAMIC in stored.values():
+        notes.append(
+            f"{DYNAMIC}: 8-bit weights with a scale per output; inputs are rounded to 8 bits per layer and call."
+        )
     if notes or "fp16" in stored.values():
         notes.append("Convolutions, biases, norms, position embeddings and the key-value cache stay float32.")
     if "fp16" in stored.values():
