@@ -41,23 +41,18 @@ class TowerFeatures:
             images: references.
             pixels: of the images, [I, 3, S, S], where they are opened already.
         """
-        weight, vision = next(self.tower.parameters()), self.tower.config
-        device = weight.device
-        # ZeRO-3 gathers the tower's weights from all processes: each must call it, once, whatever its batch has.
-        split = hasattr(weight, "ds_id")
+        device = next(self.tower.parameters()).device
         if not images:  # a batch of text only
-            if split:
-                self.features(weight.new_zeros(1, 3, vision.image_size, vision.image_size))
+            vision = self.tower.config
             return torch.zeros(0, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size, device=device)
-        fresh = [image for image in dict.fromkeys(images) if split or image not in self.kept]
+        fresh = [image for image in dict.fromkeys(images) if image not in self.kept]
         computed: dict[str, Tensor] = {}
         if fresh:
             own = self._open(fresh) if pixels is None else pixels[[images.index(image) for image in fresh]]
             features = self.features(own.to(device)).to("cpu", torch.float16)  # [I, P, vision_dim]
             computed = dict(zip(fresh, features, strict=True))
         known = {image: computed[image] if image in computed else self.kept[image] for image in images}
-        if not split:
-            self.kept.add(computed)
+        self.kept.add(computed)
         return torch.stack([known[image].float() for image in images]).to(device)  # [I, P, vision_dim]
 
     @torch.no_grad()

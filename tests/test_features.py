@@ -36,20 +36,6 @@ def test_features_are_those_of_the_layer_the_projector_reads_without_cls() -> No
     torch.testing.assert_close(found[0], expected.pooler_output[0], rtol=1e-2, atol=1e-2)
 
 
-def test_a_tower_that_zero_3_has_split_is_called_once_whatever_the_batch_has() -> None:
-    model = random_model(300, IMAGE)
-    features = TowerFeatures(model, Preprocessing(size=96), 10)
-    expected = features([RED])
-    next(features.tower.parameters()).ds_id = 0
-    calls = []
-    features.tower.register_forward_hook(lambda *_: calls.append(1))
-    for images in ([RED, BLUE], [RED], []):
-        found = features(images)
-        assert len(found) == len(images) and len(calls) == 1
-        calls.clear()
-    torch.testing.assert_close(features([RED]), expected)
-
-
 @pytest.mark.parametrize("keep", [0, 2, 10])
 def test_kept_answers_equal_fresh_ones_also_when_only_some_are_known(
     keep: int, monkeypatch: pytest.MonkeyPatch
