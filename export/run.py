@@ -159,6 +159,10 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
             shutil.copyfile(source.checkpoint.facts.tokenizer, folder / "tokenizer.json")
             manifest = _manifest(source, target, written, folder, config)
             manifest.write(folder)
+            if unproven := _unproven(target):
+                manifest.model_copy(update={"notes": [*manifest.notes, unproven]}).write(folder)
+                say(1.0, f"{target.name}: {unproven}")
+                return final
             say(
                 _WRITTEN,
                 f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes",
@@ -174,6 +178,12 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
         raise
     say(1.0, f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
     return final
+
+
+def _unproven(target: Target) -> str | None:
+    """Why an artifact cannot be compared on this machine; None where it can."""
+    reason: str | None = target.module.unproven(target.precision) if hasattr(target.module, "unproven") else None
+    return reason
 
 
 def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -> Parity:

@@ -5,6 +5,8 @@ PRECISIONS: tuple[str, ...]    what `write` can write: the names of its PRESETS
 PRESETS, STORAGES              see export.precision; a format without them takes its PRECISIONS as they are
 write(checkpoint, precision, folder, context_length) -> Written
     write the engine's files into `folder` (export.run adds tokenizer and manifest)
+unproven(precision) -> str | None
+    optional: why this machine cannot open what was written, so that its parity stays unknown
 dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None
     parameter names of the checkpoint's model -> the weights the written files really hold, read back from the
     files as float32; None where nothing was rounded (fp32)

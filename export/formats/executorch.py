@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import nn
 from torch.export import Dim, ExportedProgram
@@ -19,6 +18,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 from transformers import PreTrainedConfig
 
+from export._executorch_backends import BACKENDS, partitioner
 from export._executorch_modules import ByteEmbedding, CachedDecoder
 from export._executorch_weights import byte_embedding, linear_weights, read_program
 from export.formats.base import Written
@@ -36,6 +36,8 @@ PRESETS = {
     "fp32": uniform("fp32"),
     "8da8w": uniform("8da8w", embedding="int8"),
     **{name: uniform(name, vision="fp32", projector="fp32", embedding="int8") for name in GROUPS},
+    "coreml": uniform("fp32", vision="fp16", projector="fp16"),
+    "vulkan": uniform("fp16"),
 }
 PRECISIONS = tuple(PRESETS)
 STORAGES = {
@@ -77,7 +79,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     programs = _trace(checkpoint, *_modules(checkpoint, stored, context_length), context_length)
     edge = to_edge_transform_and_lower(
         programs,
-        partitioner={method: [XnnpackPartitioner()] for method in programs},
+        partitioner={method: [partitioner(precision, method)] for method in programs},
         constant_methods=_constants(checkpoint, context_length),
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
@@ -88,11 +90,18 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     return Written(Precision(**stored), {}, _notes(checkpoint, stored))
 
 
+def unproven(precision: str) -> str | None:
+    """Why an artifact of this precision cannot be opened here to be compared; None where it can."""
+    if precision not in BACKENDS:
+        return None
+    return f"Lowered to {precision} and never run: this machine's ExecuTorch has no {precision} backend. No parity."
+
+
 def _notes(checkpoint: Checkpoint, stored: dict[str, str]) -> list[str]:
     """What a user must know of the precisions in use."""
-    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] != "fp32"]
-    if not rounded:
+    if not _is_rounded(stored):
         return []
+    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] != "fp32"]
     ragged = [name for name, layer, component in _linears(checkpoint) if _is_ragged(layer, stored[component])]
     return [
         f"The linear layers of {', '.join(rounded)} round their inputs to 8 bits per token as they run; everything but "
@@ -108,7 +117,7 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
         CheckFailed: the file's linears are not the checkpoint's, in number, shape or values.
     """
     stored = resolve(precision, PRESETS, STORAGES)
-    if set(stored.values()) == {"fp32"}:
+    if not _is_rounded(stored):
         return None
     program, weights = read_program(folder / MODEL), {}
     if stored["embedding"] != "fp32":
@@ -124,6 +133,11 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
     if sources:
         raise CheckFailed(f"{folder / MODEL}: {len(sources)} linears are kept unquantized: {', '.join(sources)}.")
     return weights
+
+
+def _is_rounded(stored: dict[str, str]) -> bool:
+    """Whether any component is stored as integers; backends turn floats into their own type themselves."""
+    return not set(stored.values()) <= {"fp32", "fp16"}
 
 
 def _linears(checkpoint: Checkpoint) -> list[tuple[str, nn.Linear, str]]:
@@ -147,7 +161,7 @@ def _modules(
     vision, decoder = (
         _rounded(module, configs) for module in (VisionEncoder(model), CachedDecoder(model, context_length))
     )
-    if stored["embedding"] == "fp32":
+    if stored["embedding"] != "int8":
         return vision, in_float32(TokenEmbedding(model)), decoder
     return vision, ByteEmbedding(model.get_input_embeddings().weight.detach().float()), decoder
 
@@ -175,15 +189,15 @@ def _rounded_weight(weight: torch.Tensor, rounding: Any) -> torch.Tensor:
         quantize_(part, rounding, lambda found, _: isinstance(found, nn.Linear))
         parts.append(part.weight)
     if len(parts) == 1:
-        return parts[0]  # type: ignore[no-any-return]
+        return parts[0]
     whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("qdata", "scale", "zero_point")}
     same = {name: getattr(parts[0], name) for name in ("target_dtype", "dtype", "activation_quantization")}
-    return type(parts[0])(**whole, **same, block_size=parts[0].block_size)  # type: ignore[no-any-return]
+    return type(parts[0])(**whole, **same, block_size=parts[0].block_size)
 
 
 def _config(layer: nn.Linear, storage: str) -> Any:
-    """torchao's configuration that rounds a linear, or None for float32."""
-    if storage == "fp32":
+    """torchao's configuration that rounds a linear, or None for floats."""
+    if storage in ("fp32", "fp16"):
         return None
     return INT8 if storage == "8da8w" or _is_ragged(layer, storage) else int4(GROUPS[storage])
 

@@ -1,0 +1,62 @@
+"""ExecuTorch stores each component as asked, and lowers to accelerators that this machine does not have."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("executorch.exir", reason="executorch is not installed")
+
+import torch
+
+import export.formats.executorch as executorch_format
+from export.config import ExportConfig
+from export.run import export_one
+from tests.artifacts import CONTEXT
+from tests.executorch_artifacts import compiled_engine
+from tests.tiny import random_model, save_random_checkpoint
+from vlm.manifest import read_manifest
+from vlm.models.checkpoint import load_checkpoint
+
+MIXED = "8da4w-128,vision=8da8w,projector=8da8w,head=8da8w"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder of one layer whose rows groups of 128 divide."""
+    folder = tmp_path_factory.mktemp("components") / "checkpoint"
+    return save_random_checkpoint(folder, hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+
+
+def test_every_component_is_stored_as_asked_and_passes_its_parity(checkpoint: Path, tmp_path: Path) -> None:
+    compiled_engine()
+    config = ExportConfig(probes=1, threads=1, context_length=CONTEXT)
+    manifest = read_manifest(export_one(checkpoint, f"executorch:{MIXED}", tmp_path, config))
+    assert manifest.parity is not None and manifest.parity.passed
+    assert manifest.precisions.model_dump() == {
+        "vision": "8da8w", "projector": "8da8w", "embedding": "int8", "decoder": "8da4w-128", "head": "8da8w",
+    }  # fmt: skip
+    weights = executorch_format.dequantized(load_checkpoint(checkpoint), MIXED, tmp_path / manifest.name)
+    assert weights is not None
+    for name, weight in weights.items():
+        if "language_model.layers" in name:
+            assert max(len(torch.unique(row)) for row in weight.reshape(-1, 128)) <= 16, name
+    assert {"lm_head.weight", "model.multi_modal_projector.linear_1.weight"} <= set(weights)
+    assert sum("vision_tower" in name for name in weights) == 12
+
+
+def test_rounding_some_rows_at_a_time_gives_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_model(40, 3).lm_head.weight.detach()  # [40, 64]
+    for rounding in (executorch_format.int4(32), executorch_format.INT8):
+        whole = executorch_format._rounded_weight(weight, rounding)
+        with monkeypatch.context() as patch:
+            patch.setattr(executorch_format, "CHUNK", 7 * 64)
+            parts = executorch_format._rounded_weight(weight, rounding)
+        torch.testing.assert_close(parts.dequantize(), whole.dequantize())
+
+
+@pytest.mark.parametrize("backend", ["coreml", "vulkan"])
+def test_accelerators_get_a_program_that_says_it_was_never_run(backend: str, checkpoint: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(export_one(checkpoint, f"executorch:{backend}", tmp_path, ExportConfig(probes=1)))
+    program = (tmp_path / manifest.name / "model.pte").read_bytes()
+    assert {"coreml": b"CoreMLBackend", "vulkan": b"VulkanBackend"}[backend] in program
+    assert manifest.parity is None and any("never run" in note for note in manifest.notes)
