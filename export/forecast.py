@@ -1,4 +1,4 @@
-"""What an export will need of memory, disk and time, said before it starts; from factors measured at 1.7B."""
+"""What an export will need of memory, disk and time, said before it starts; from factors estimated at 1.7B."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
