@@ -273,7 +273,7 @@ def test_the_shipped_studies_are_complete(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     config = StudyConfig.load(path)
     runs = [config.run_of(row, seed) for row in config.rows for seed in config.seeds]
-    assert len({slug(row.name) for row in config.rows}) == len(config.rows) and len(runs) >= 6
+    assert len({slug(row.name) for row in config.rows}) == len(config.rows) and len(runs) >= 5
     terms = {(str(r.distill.attention), str(r.distill.vision_tokens), str(r.distill.logits)) for r in runs}
     assert len(terms) == len(config.rows)
 
