@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from device_bench.devices._link import ANSWER_S, Link, Lost
-from device_bench.devices.base import call
+from device_bench.devices.base import call, captured
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
 
@@ -78,15 +78,7 @@ class AdbLink(Link):
 
     def _transfer(self, words: list[str], timeout_s: float) -> None:
         try:
-            done = subprocess.run(
-                ["adb", "-s", self.serial, *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-            )
+            done = captured(["adb", "-s", self.serial, *words], timeout_s)
         except subprocess.TimeoutExpired as error:
             raise Lost(f"adb {words[0]} did not end in {timeout_s:g} s") from error
         if done.returncode != 0:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_bench.devices.base import captured
 from vlm.errors import UserError
 
 ANSWER_S = 20.0
@@ -89,15 +90,7 @@ class Link(ABC):
         mark = f"@{secrets.token_hex(8)}@"
         whole = f"(\n{script}\n)\nprintf '\\n%s %s\\n' {quote(mark)} $?"
         try:
-            done = subprocess.run(
-                self.command(whole),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-            )
+            done = captured(self.command(whole), timeout_s)
         except subprocess.TimeoutExpired as error:
             raise Lost(f"no answer in {timeout_s:g} s") from error
         out, found, code = done.stdout.replace("\r\n", "\n").rpartition(f"\n{mark} ")

@@ -57,22 +57,27 @@ class Device(ABC):
         """Remove what `push` and `run` left on the device."""
 
 
+def captured(arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a short command, output captured, without a shell; raises subprocess.TimeoutExpired."""
+    return subprocess.run(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+    )
+
+
 def call(arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a short command, output captured, without a shell.
+    """`captured`, with a message where it does not end.
 
     Raises:
         UserError: it did not end in time.
     """
     try:
-        return subprocess.run(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        return captured(arguments, timeout_s)
     except subprocess.TimeoutExpired as error:
         words = " ".join(arguments)
         raise UserError(f"{words}: no answer in {timeout_s:g} s. Check the cable or network and try again.") from error
