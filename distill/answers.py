@@ -1,14 +1,17 @@
 """Cross-entropy and L_KL over the vocabulary, a few tokens at a time.
 
-Hidden states go through both models' heads in chunks; a chunk's logits are made again in the backward pass, so that no
-logits of all tokens, [A, vocabulary] or larger, exist for either model.
+Hidden states go through both models' heads in chunks, so that no logits of all tokens, [A, vocabulary] or larger, exist
+for either model. The gradient is made in the forward pass, while a chunk's logits are there, as Liger-Kernel's fused
+losses do; for a head that is no plain matrix (LoRA, ZeRO-3), a chunk's logits are made again in the backward pass.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -23,11 +26,18 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Divergence:
-    """How the student's distribution is held against the teacher's."""
+    """How the student's distribution is held against the teacher's.
+
+    Attributes:
+        distance, part, temperature: of distill.terms.LogitsTerm.
+        weight: its factor in the loss, for which gradients are made in the forward pass; those of another factor are
+            right too, but cost both heads again.
+    """
 
     distance: Distance
     part: float
     temperature: float
+    weight: Tensor | float = 1.0
 
 
 def answer_losses(
@@ -49,7 +59,7 @@ def answer_losses(
         vocabulary: width of the logits.
         teacher: the teacher's answers at the same positions; None: no divergence.
         divergence: how to compare; its mean is over all A, times temperature squared.
-        chunk: logits computed at a time; all at once, and nothing made again, if they fit.
+        chunk: logits computed at a time; all at once, in one graph, if they fit.
         together: call the head as often as the process that has the most tokens: with ZeRO-3 every call gathers its
             weights from all processes, and one that called it less often would leave the others waiting.
     Returns:
@@ -57,21 +67,102 @@ def answer_losses(
     """
     counted = (labels != IGNORE).sum().clamp(min=1)
     tokens, at_once = max(1, len(states)), max(1, chunk // vocabulary)
+    work = _Work(labels, teacher, divergence)
     parts = _parts(len(states), at_once, together, states.device)
     if len(parts) <= 1:
-        ce, kl = _sums(states, labels, head, teacher, divergence)
-        return ce / counted, None if kl is None else kl / tokens
-    sums = [
-        checkpoint(
-            _sums,
-            *(states[part], labels[part], head, teacher and teacher.part(part), divergence),
-            use_reentrant=False,
-            preserve_rng_state=False,
+        ce, kl = work.sums(head(states))
+    elif type(head) is nn.Linear and not together and torch.is_grad_enabled():
+        factors = [1 / counted, float(divergence.weight) / tokens if divergence else 0.0]
+        ce, kl = _Fused.apply(states, head.weight, work, parts, _wide(states[:0]).new_tensor(factors))
+    else:
+        again = partial(checkpoint, work.of, head, use_reentrant=False, preserve_rng_state=False)
+        sums = [again(states[part], part) for part in parts]
+        ce, kl = (torch.stack(column).sum() for column in zip(*sums, strict=True))
+    return ce / counted, None if teacher is None else kl / tokens
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the student's logits are held against."""
+
+    labels: Tensor
+    teacher: Hidden | TopK | None
+    divergence: Divergence | None
+
+    def of(self, head: Head, states: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """`sums` of a head's logits of some tokens' states, [a, D_S]."""
+        return self.sums(head(states), part)
+
+    def sums(self, logits: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Sums over some tokens, whose logits are [a, vocabulary], of the cross-entropy and of the divergence."""
+        teacher = self.teacher and self.teacher.part(part)
+        theirs = None
+        if isinstance(teacher, Hidden):
+            with torch.no_grad():
+                theirs = _wide(teacher.head(teacher.states))  # [a, vocabulary]
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = _wide(logits)
+            supervised = F.cross_entropy(logits, self.labels[part], reduction="sum", ignore_index=IGNORE)
+            if teacher is None or self.divergence is None:
+                return supervised, supervised.detach() * 0
+            temperature = self.divergence.temperature
+            log_q = _log_probabilities(logits, temperature)  # [a, vocabulary]
+            if isinstance(teacher, TopK):
+                log_q = with_rest(log_q.gather(-1, teacher.ids))  # [a, k + 1]
+                log_p = with_rest(teacher.log_probabilities)  # [a, k + 1]
+            else:
+                assert theirs is not None
+                log_p = _log_probabilities(theirs, temperature)  # [a, vocabulary]
+            return supervised, self.divergence.distance(log_p, log_q, self.divergence.part).sum() * temperature**2
+
+
+class _Fused(torch.autograd.Function):
+    """Both sums over all parts, where the head is a matrix; gradients are made while the logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, work: _Work, parts: list[slice], factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums, of states [A, D_S] and weight [vocabulary, D_S]; gradients for their sum times factors, [2]."""
+        device = states.device.type
+        ctx.save_for_backward(states, weight, factors)
+        ctx.work, ctx.parts = work, parts
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        sums, ctx.gradients = _Fused.run(ctx, states, weight, factors)
+        return sums[0], sums[1]
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients made before, if the sums entered the loss in the expected proportion, else new ones."""
+        states, weight, factors = ctx.saved_tensors
+        wanted = torch.stack(outer)  # [2]
+        scale, gradients = wanted[0] / factors[0], ctx.gradients
+        if not torch.allclose(wanted, scale * factors, rtol=1e-5, atol=0):
+            scale, gradients = torch.ones_like(scale), _Fused.run(ctx, states, weight, wanted)[1]
+        if scale != 1:
+            gradients = [None if g is None else g * scale.to(g.dtype) for g in gradients]
+        return *gradients, None, None, None
+
+    @staticmethod
+    def run(ctx: Any, states: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Both sums [2], and what gradients of states and weight are needed."""
+        sums = torch.zeros_like(factors)
+        of_states, of_weight = (
+            torch.zeros_like(x) if needed else None
+            for x, needed in zip((states, weight), ctx.needs_input_grad[:2], strict=True)
         )
-        for part in parts
-    ]
-    supervised = torch.stack([ce for ce, _ in sums]).sum() / counted
-    return supervised, None if teacher is None else torch.stack([kl for _, kl in sums]).sum() / tokens
+        for part in ctx.parts:
+            with torch.autocast(states.device.type, **ctx.autocast):
+                logits = F.linear(states[part], weight).requires_grad_()  # [a, vocabulary]
+                with torch.enable_grad():
+                    found = torch.stack(ctx.work.sums(logits, part))
+                    (gradient,) = torch.autograd.grad(found @ factors, logits)  # [a, vocabulary]
+                sums += found.detach()
+                if of_states is not None:
+                    of_states[part] = gradient @ weight
+                if of_weight is not None:
+                    of_weight += gradient.T @ states[part]
+        return sums, [of_states, of_weight]
 
 
 def _parts(tokens: int, at_once: int, together: bool, device: torch.device) -> list[slice]:
@@ -87,29 +178,6 @@ def _most(count: int, device: torch.device) -> int:
     highest = torch.tensor(count, device=device)
     torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
     return int(highest)
-
-
-def _sums(
-    states: Tensor, labels: Tensor, head: Head, teacher: Hidden | TopK | None, divergence: Divergence | None
-) -> tuple[Tensor, Tensor | None]:
-    """Sums over some tokens of the cross-entropy and of the divergence."""
-    logits = _wide(head(states))  # [a, vocabulary]
-    theirs = None
-    if isinstance(teacher, Hidden):
-        with torch.no_grad():
-            theirs = _wide(teacher.head(teacher.states))  # [a, vocabulary]
-    with torch.autocast(states.device.type, enabled=False):
-        supervised = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
-        if teacher is None or divergence is None:
-            return supervised, None
-        temperature = divergence.temperature
-        log_q = _log_probabilities(logits, temperature)  # [a, vocabulary]
-        if isinstance(teacher, TopK):
-            log_p, log_q = with_rest(teacher.log_probabilities), with_rest(log_q.gather(-1, teacher.ids))  # [a, k + 1]
-        else:
-            assert theirs is not None
-            log_p = _log_probabilities(theirs, temperature)  # [a, vocabulary]
-        return supervised, divergence.distance(log_p, log_q, divergence.part).sum() * temperature**2
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from distill.losses.vision import focus_scores, vision_mse
 from distill.merge import merge_vision, project
 from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
 from distill.teacher.signals import Batch, TeacherSignals
-from distill.terms import AttentionTerm, LogitsTerm, VisionTerm, Weight
+from distill.terms import AttentionTerm, VisionTerm, Weight
 from vlm.data.collator import IGNORE
 
 SUPERVISED = "sup"
@@ -106,10 +106,11 @@ class AlignKD(nn.Module):
             embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
             states = decoder(**decoder_inputs(batch, embeds)).last_hidden_state  # [B, N, D]
         terms, silent = self._block_terms(batch, on, tokens, read)
-        supervised, kl = self._answer_terms(batch, labels, states, self.recipe.logits if "logits" in on else None)
+        shares = shares or dict.fromkeys([SUPERVISED, *on], 1.0)
+        relative = shares["logits"] / (shares[SUPERVISED] or 1.0) if "logits" in on else None
+        supervised, kl = self._answer_terms(batch, labels, states, relative)
         terms = {SUPERVISED: supervised, **terms} | ({} if kl is None else {"logits": kl})
-        if shares:
-            terms = {name: value * shares[name] for name, value in terms.items()}
+        terms = {name: value * shares[name] for name, value in terms.items()}
         weights = {name: self.weight(name) for name in terms if name != SUPERVISED}
         weighted = [weight * terms[name] + self._price(name, weight) for name, weight in weights.items()]
         loss = terms[SUPERVISED] + sum(weighted) + self._idle_adapters(on)
@@ -173,15 +174,17 @@ class AlignKD(nn.Module):
             return vision_mse(mapped, wide(tokens), scores, config.focus_tokens, config.focus_weight)
 
     def _answer_terms(
-        self, batch: Batch, labels: Tensor, states: Tensor, config: LogitsTerm | None
+        self, batch: Batch, labels: Tensor, states: Tensor, share: float | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropy of the answer tokens, and L_KL if there is its configuration; states are [B, N, D]."""
+        """Cross-entropy of the answer tokens, and L_KL unless its share (over the cross-entropy's) is None; states are
+        [B, N, D]."""
         answers, theirs, divergence = labels != IGNORE, None, None
-        if config and self.teacher:
+        config = self.recipe.logits
+        if config and self.teacher and share is not None:
             answers = answers if config.tokens == "answer" else batch.segments >= 0  # [B, N]
             theirs = self.teacher.answers(batch, answers)
             distance = logits_losses.DISTANCES[config.distance]
-            divergence = Divergence(distance, config.part, config.temperature)
+            divergence = Divergence(distance, config.part, config.temperature, self.weight("logits") * share)
         vocabulary, head = self.student.config.text_config.vocab_size, self.student.lm_head
         together = hasattr(head.weight, "ds_id")  # ZeRO-3 has split it
         return answer_losses(states[answers], labels[answers], head, vocabulary, theirs, divergence, together=together)

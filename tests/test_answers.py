@@ -1,5 +1,8 @@
 """Losses over the vocabulary in chunks equal the plain ones, values and gradients, and keep no logits of all tokens."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,11 +40,13 @@ def _gradients(value: Tensor, case: Case) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("kind", sorted(DISTANCES))
 @pytest.mark.parametrize("rows", [1, 5, 13, 100])
-def test_chunks_equal_the_plain_loss(kind: str, rows: int) -> None:
+@pytest.mark.parametrize("matrix", [True, False])
+def test_chunks_equal_the_plain_loss(kind: str, rows: int, matrix: bool) -> None:
     case = _case()
     states, labels, ours, theirs, hidden = case
+    head = ours if matrix else nn.Sequential(ours)  # the latter as LoRA's: the logits are made again
     divergence = Divergence(DISTANCES[kind], 0.3, 2.0)
-    found = answer_losses(states, labels, ours, VOCABULARY, Hidden(hidden, theirs), divergence, chunk=rows * VOCABULARY)
+    found = answer_losses(states, labels, head, VOCABULARY, Hidden(hidden, theirs), divergence, chunk=rows * VOCABULARY)
     for one, other in zip(found, _plain(case, kind, 2.0, 0.3), strict=True):
         assert one is not None
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
@@ -106,8 +111,17 @@ def test_a_batch_without_answers_is_zero_with_a_gradient() -> None:
     assert ours.weight.grad is not None and not ours.weight.grad.any()
 
 
-def test_no_logits_of_all_tokens_are_made_or_kept() -> None:
+class Kept:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_no_logits_of_all_tokens_are_made_or_kept(matrix: bool) -> None:
     states, labels, ours, theirs, hidden = _case()
+    head = ours if matrix else nn.Sequential(ours)
     widest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -118,19 +132,58 @@ def test_no_logits_of_all_tokens_are_made_or_kept() -> None:
                 widest = max(widest, result.numel())
             return result
 
-    kept = 0
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
 
-    def pack(value: Tensor) -> Tensor:
-        nonlocal kept
-        kept += value.numel() if value.ndim == 2 and value.shape[-1] == VOCABULARY else 0
-        return value
+    def pack(value: Tensor) -> Kept:
+        saved = Kept(value)
+        kept.add(saved)
+        return saved
 
-    with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
         ce, kl = answer_losses(
-            states, labels, ours, VOCABULARY, Hidden(hidden, theirs), Divergence(DISTANCES["jsd"], 0.5, 1.0),
+            states, labels, head, VOCABULARY, Hidden(hidden, theirs), Divergence(DISTANCES["jsd"], 0.5, 1.0),
             chunk=2 * VOCABULARY,
         )  # fmt: skip
         assert kl is not None
+    gc.collect()
+    assert all(saved.value.shape[-1:] != (VOCABULARY,) for saved in kept)
     with Watch():
         (ce + kl).backward()
-    assert widest == 2 * VOCABULARY and kept == 0
+    assert widest == 2 * VOCABULARY
+
+
+@pytest.mark.parametrize("weight", [0.5, torch.tensor(3.0)])
+def test_gradients_for_the_expected_weight_are_made_in_the_forward_pass(weight: float | Tensor) -> None:
+    case = _case()
+    states, labels, ours, theirs, hidden = case
+    calls: list[int] = []
+    theirs.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    divergence = Divergence(DISTANCES["reverse_kl"], 0, 1.0, weight)
+    ce, kl = answer_losses(states, labels, ours, VOCABULARY, Hidden(hidden, theirs), divergence, chunk=4 * VOCABULARY)
+    assert kl is not None and len(calls) == 4
+    found = _gradients(7 * (ce + weight * kl), case)  # 7: a loss scale
+    assert len(calls) == 4  # the teacher's head was not asked again
+    plain = _plain(case, "reverse_kl", 1.0, 0)
+    for one, other in zip(found, _gradients(7 * (plain[0] + weight * plain[1]), case), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    calls.clear()
+    _gradients(kl, case)
+    assert len(calls) == 4  # of the divergence alone they are made anew
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_under_autocast_both_ways_agree(factor: float) -> None:
+    states, labels, ours, theirs, hidden = _case()
+    states, hidden = states.detach().float().requires_grad_(), hidden.float()
+    ours, theirs = ours.float(), theirs.float()
+    found = []
+    for head in (ours, nn.Sequential(ours)):
+        with torch.autocast("cpu", torch.bfloat16):
+            ce, kl = answer_losses(
+                states, labels, head, VOCABULARY, Hidden(hidden, theirs), Divergence(DISTANCES["reverse_kl"], 0, 1.0),
+                chunk=4 * VOCABULARY,
+            )  # fmt: skip
+        assert kl is not None and ce.dtype == torch.float32
+        found.append(torch.autograd.grad(ce + factor * kl, (states, ours.weight)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02 * float(other.abs().max()))
