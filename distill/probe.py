@@ -142,21 +142,23 @@ def attention_block(read: Read, visible: Tensor | None, positions: Positions) ->
     return block * (positions.row_mask[:, None, :, None] & positions.column_mask[:, None, None, :])
 
 
-def _only_seen(visible: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _only_seen(visible: Tensor, columns: Tensor) -> tuple[Tensor | slice, Tensor, Tensor]:
     """Leave out the keys that no row of a chunk may see (later ones, the other turns, other records of a packed row).
 
     Args:
         visible: bool [B, m, N]; columns: [B, V], kept whether seen or not.
     Returns:
-        Indices of the K keys kept, [K]; visible [B, m, K]; and columns [B, V] as indices into the keys kept.
+        Indices of the K keys kept, [K]; visible [B, m, K]; and columns [B, V] as indices into the keys kept. The first
+        K keys, the usual ones, are a slice: it copies nothing.
     """
     kept = visible.any(1).any(0)  # [N]
     kept[columns] = True
-    seen = kept.nonzero()[:, 0]  # [K]
+    indices = kept.nonzero()[:, 0]  # [K]
+    seen = slice(len(indices)) if int(indices[-1]) < len(indices) else indices
     return seen, visible[:, :, seen], (kept.cumsum(0) - 1)[columns]
 
 
-def _chunk(query: Tensor, key: Tensor, seen: Tensor, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
+def _chunk(query: Tensor, key: Tensor, seen: Tensor | slice, visible: Tensor, columns: Tensor, read: Read) -> Tensor:
     """Block of some rows: query [B, H, m, d], key [B, KV, N, d] of which only [K] are seen, visible bool [B, m, K],
     columns [B, V]."""
     key = key[:, :, seen]  # [B, KV, K, d]; here, so that no chunk's copy is kept for the backward pass
