@@ -46,11 +46,6 @@ def uniform(storage: str, **others: str) -> dict[str, str]:
     return dict.fromkeys(COMPONENTS, storage) | others
 
 
-def folder_name(text: str) -> str:
-    """A precision as part of a folder's name: "int4,vision=fp16" -> "int4-vision-fp16"."""
-    return text.replace(",", "-").replace("=", "-")
-
-
 def _check(what: str, found: str, known: Collection[str]) -> None:
     if found not in known:
         some = f"Known: {', '.join(known)}." if known else "This format takes precisions without exceptions."

@@ -17,13 +17,13 @@ from export.config import ExportConfig
 from export.forecast import Forecast, forecast, parameters, seconds_of
 from export.formats.base import Written
 from export.parity import TorchReference, climb
-from export.precision import folder_name, presets, resolve
+from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
 from export.source import open_checkpoint
 from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
-from vlm.manifest import Manifest, Parity, list_files
+from vlm.manifest import Manifest, Parity, artifact_folder, list_files
 from vlm.models.checkpoint import Checkpoint
 from vlm.registry import load
 from vlm.runtimes import open_runtime
@@ -49,7 +49,7 @@ class Target:
     @property
     def name(self) -> str:
         """Name of the artifact's folder."""
-        return f"{self.format}-{folder_name(self.precision)}"
+        return artifact_folder(f"{self.format}:{self.precision}")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _row(artifact: Record, bench: Record, report: Record) -> str:
     usable = bench if bench.get("valid", True) else {}
     accuracy = usable.get("accuracy")
     cells = [
-        wording.artifact_name(artifact),
+        wording.display_name(artifact),
         wording.megabytes(artifact["bytes"]) if artifact["bytes"] else NOTHING,
         _parity(artifact["parity"]),
         _score(accuracy) if accuracy else NOTHING,
@@ -108,7 +108,7 @@ def _absent(artifacts: list[Record]) -> str:
         reasons = [bench.get("reasons") or {} for bench in artifact["benches"]]
         shown = {given[key] for given in reasons for key in (*_MEDIANS, "peak_rss_mb", "accuracy") if key in given}
         for why in [*sorted(shown), *(b["invalid_because"] for b in artifact["benches"] if b.get("invalid_because"))]:
-            about.setdefault(why, []).append(wording.artifact_name(artifact))
+            about.setdefault(why, []).append(wording.display_name(artifact))
     return "\n".join(f"{NOTHING}, {' and '.join(names)}: {why}." for why, names in about.items())
 
 

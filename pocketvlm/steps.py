@@ -9,6 +9,7 @@ from pocketvlm import accuracy
 from pocketvlm.ledger import OnProgress, Product, Step
 from pocketvlm.sources import code_version, constant, entries_of
 from pocketvlm.stamps import input_files, text_hash
+from vlm.manifest import artifact_folder
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
@@ -22,7 +23,7 @@ EXPORT_S = {"onnx": 15, "executorch": 35, "coreml": 25, "gguf": 10}
 def road(config: RunConfig, run_dir: Path) -> list[Step]:
     """Return the steps of a run in the order in which they are made."""
     targets = config.export.targets
-    names = [artifact_name(target) for target in targets]
+    names = [artifact_folder(target) for target in targets]
     results = tuple(f"bench-{name}" for name in names)
     return [
         distill(config.distill, run_dir),
@@ -32,11 +33,6 @@ def road(config: RunConfig, run_dir: Path) -> list[Step]:
         check(config, run_dir, results),
         report(config, run_dir, ("check", *(f"export-{name}" for name in names), *results)),
     ]
-
-
-def artifact_name(target: str) -> str:
-    """Folder name of a target: "onnx:int4" -> "onnx-int4"."""
-    return target.replace(":", "-")
 
 
 def distill(config: DistillConfig, run_dir: Path) -> Step:
@@ -95,7 +91,7 @@ def evaluate(config: RunConfig, run_dir: Path, student: str, split: str = "test"
 
 def export(config: RunConfig, run_dir: Path, target: str) -> Step:
     """One artifact with its proof."""
-    format_, name = target.partition(":")[0], artifact_name(target)
+    format_, name = target.partition(":")[0], artifact_folder(target)
     settings = config.export.model_dump(mode="json", exclude={"targets"})
     inputs = {
         "configuration": text_hash(settings),
@@ -113,7 +109,7 @@ def export(config: RunConfig, run_dir: Path, target: str) -> Step:
 
 def bench(config: RunConfig, run_dir: Path, target: str) -> Step:
     """One artifact's measurement."""
-    format_, name = target.partition(":")[0], artifact_name(target)
+    format_, name = target.partition(":")[0], artifact_folder(target)
     plug_ins = [*entries_of("device_bench.tasks"), *entries_of("device_bench.devices")]
     inputs = {
         "configuration": text_hash(config.bench.model_dump(mode="json")),

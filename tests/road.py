@@ -18,6 +18,7 @@ from pocketvlm.ledger import OnProgress
 from pocketvlm.pipeline import Outcome, RunConfig, run
 from pocketvlm.progress import Progress
 from vlm.folders import finished_folder
+from vlm.manifest import artifact_folder
 
 STDOUT = os.dup(1)  # the pipeline sends what stages print to a file
 TARGETS = ["onnx:fp32", "gguf:q4_0"]
@@ -111,7 +112,7 @@ class Fakes:
     def export(self, checkpoint: Path, target: str, out: Path, config: object, on_progress: object) -> Path:
         """One artifact."""
         assert (checkpoint / "content").is_file()
-        name = target.replace(":", "-")
+        name = artifact_folder(target)
         return self.make(f"export-{name}", out / name)
 
     def bench(self, artifact: Path, config: object, out: Path, on_progress: OnProgress) -> Path:

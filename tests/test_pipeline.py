@@ -79,6 +79,10 @@ def test_deleting_one_thing_rebuilds_it_and_what_depends_on_it(run_dir: Path, de
         ({"bench": {"iterations": 7}}, [*BENCHES, "report"]),
         ({"export": {"targets": road.TARGETS, "probes": 3}}, [*EXPORTS, *BENCHES, "report"]),
         ({"export": {"targets": [*road.TARGETS, "onnx:int4"]}}, ["export-onnx-int4", "bench-onnx-int4", "report"]),
+        (
+            {"export": {"targets": [*road.TARGETS, "onnx:int4,vision=fp16"]}},
+            ["export-onnx-int4-vision-fp16", "bench-onnx-int4-vision-fp16", "report"],
+        ),
     ],
 )
 def test_a_changed_section_rebuilds_its_stage_and_what_follows(

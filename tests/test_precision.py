@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.precision import COMPONENTS, folder_name, resolve, uniform
+from export.precision import COMPONENTS, resolve, uniform
 from export.run import parse_target
 from vlm.errors import UserError
 
@@ -34,5 +34,4 @@ def test_what_is_misspelt_is_named_with_a_suggestion(text: str, message: str) ->
 
 def test_folders_are_named_without_signs() -> None:
     pytest.importorskip("onnxruntime")
-    assert folder_name("int4,vision=fp16") == "int4-vision-fp16"
     assert parse_target("onnx:int4,vision=fp16").name == "onnx-int4-vision-fp16"

@@ -1,6 +1,7 @@
 """manifest.json: what an artifact folder is, what it needs, and the proof that it is the model that was trained."""
 
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,11 @@ class Manifest(Config):
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`, whole or not at all."""
         write_atomic(folder / MANIFEST, self.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def artifact_folder(target: str) -> str:
+    """Name of a target's folder: "onnx:int4,vision=fp16" -> "onnx-int4-vision-fp16"."""
+    return re.sub("[:,=]", "-", target)
 
 
 def list_files(folder: Path) -> list[File]:

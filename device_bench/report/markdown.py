@@ -36,7 +36,7 @@ def _failed_rungs(artifacts: list[Tree]) -> str:
         for rung in (artifact["parity"] or {"rungs": []})["rungs"]:
             if not rung["passed"]:
                 value, bar = (_rung(rung["metric"], rung[key]) for key in ("value", "bar"))
-                name = escape(wording.artifact_name(artifact))
+                name = escape(wording.display_name(artifact))
                 lines.append(f"- **{name}** {rung['name']} {escape(rung['metric'])}: {value}, bar {bar}")
     return "\n".join(["### Under the bar", *lines]) if lines else ""
 
@@ -91,5 +91,5 @@ def _changes(artifacts: list[Tree]) -> str:
                 counts = (
                     f"{change['changed']} of {change['compared']}, {change['lost']} worse, {change['gained']} better"
                 )
-                lines.append(f"- {escape(wording.artifact_name(artifact))}: {counts}")
+                lines.append(f"- {escape(wording.display_name(artifact))}: {counts}")
     return "\n".join(["Answers that differ from the torch student's:", *lines]) if lines else ""

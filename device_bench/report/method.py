@@ -65,6 +65,6 @@ def _together(said: list[tuple[Tree, str]]) -> list[str]:
     names: dict[str, list[str]] = {}
     for artifact, note in said:
         known = names.setdefault(note, [])
-        name = wording.artifact_name(artifact)
+        name = wording.display_name(artifact)
         known += [] if name in known else [name]
     return [f"{', '.join(carriers)}: {note}" for note, carriers in names.items()]

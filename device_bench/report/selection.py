@@ -9,7 +9,7 @@ from pathlib import Path
 
 from device_bench.report.sources import Tree, read_config, read_json, result_files
 from vlm.folders import sha256, tree_sha256
-from vlm.manifest import MANIFEST
+from vlm.manifest import MANIFEST, artifact_folder
 
 NO_TARGET = "not among export.targets of config.yaml"
 OTHER_STUDENT = "exported from another student than the one in student/"
@@ -70,7 +70,7 @@ def _targets(run: Path) -> set[str] | None:
     """Names of the artifacts that the run's configuration asks for; None where it does not say."""
     export = read_config(run).get("export")
     targets = export.get("targets") if isinstance(export, dict) else None
-    return None if targets is None else {str(target).replace(":", "-") for target in targets}
+    return None if targets is None else {artifact_folder(target) for target in targets}
 
 
 def _student(run: Path) -> str | None:

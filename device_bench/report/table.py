@@ -73,7 +73,7 @@ def _row(artifact: Tree, bench: Tree | None, measures: Measures, notes: Footnote
         *(_cell(bench, key, notes, show) for key, show in measures.items()),
     ]
     state = "unknown" if parity is None else "pass" if parity["passed"] else "fail"
-    return Row(artifact, wording.artifact_name(artifact), device, wording.badges(artifact, bench), state, cells)
+    return Row(artifact, wording.display_name(artifact), device, wording.badges(artifact, bench), state, cells)
 
 
 def _cell(source: Tree | None, key: str, notes: Footnotes, show: Callable[..., Cell]) -> Cell:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from device_bench.report.sources import Tree
-from device_bench.report.wording import artifact_name, points
+from device_bench.report.wording import display_name, points
 from device_bench.worker import FORBIDDEN
 from vlm.bars import accuracy_verdict
 
@@ -32,7 +32,7 @@ def _verdict(name: str, state: State, text: str) -> Tree:
 
 def _parity(artifacts: list[Tree]) -> Tree:
     climbed = [artifact for artifact in artifacts if artifact["parity"]]
-    failed = [artifact_name(artifact) for artifact in climbed if not artifact["parity"]["passed"]]
+    failed = [display_name(artifact) for artifact in climbed if not artifact["parity"]["passed"]]
     if failed:
         return _verdict("parity", "fail", f"parity: under a bar in {', '.join(failed)}")
     if len(climbed) < len(artifacts) or not artifacts:
@@ -45,7 +45,7 @@ def _accuracy(artifacts: list[Tree]) -> Tree:
     for artifact in artifacts:
         for bench in artifact["benches"]:
             if difference := bench["difference"]:
-                name = f"{artifact_name(artifact)} {points(difference['points'])}"
+                name = f"{display_name(artifact)} {points(difference['points'])}"
                 state = accuracy_verdict(difference["points"], difference["ci95"], artifact["precision"] or "")
                 found[state].append(name)
     if found["fail"]:
@@ -80,7 +80,7 @@ def _families(accuracy: Tree | None) -> Tree:
 
 def _imports(artifacts: list[Tree]) -> Tree:
     imported = [
-        (artifact_name(artifact), bench.get("imported"))
+        (display_name(artifact), bench.get("imported"))
         for artifact in artifacts
         for bench in artifact["benches"]
         if bench.get("engine") != "torch"  # a checkpoint, which needs them
@@ -100,11 +100,11 @@ def _gate(gate: Tree) -> Tree:
 
 
 def _measurements(artifacts: list[Tree]) -> Tree:
-    benches = [(artifact_name(artifact), bench) for artifact in artifacts for bench in artifact["benches"]]
+    benches = [(display_name(artifact), bench) for artifact in artifacts for bench in artifact["benches"]]
     invalid = [name for name, bench in benches if not bench.get("valid", False)]
     if invalid:
         return _verdict("measurements", "fail", f"measurements: invalid for {', '.join(invalid)}")
     if not all(artifact["benches"] for artifact in artifacts) or not benches:
-        missing = [artifact_name(artifact) for artifact in artifacts if not artifact["benches"]]
+        missing = [display_name(artifact) for artifact in artifacts if not artifact["benches"]]
         return _verdict("measurements", "unknown", f"measurements: none of {', '.join(missing) or 'any artifact'}")
     return _verdict("measurements", "pass", f"measurements: all {len(benches)} valid")

@@ -84,7 +84,7 @@ def rung_value(metric: str, value: float) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS) if value else "0"
 
 
-def artifact_name(artifact: Tree) -> str:
+def display_name(artifact: Tree) -> str:
     """Format as its makers write it, and precision: ONNX int4."""
     known = FORMAT_NAMES.get(artifact["format"])
     return f"{known} {artifact['precision']}" if known and artifact["precision"] else artifact["name"]
@@ -137,7 +137,7 @@ def measured_name(artifact: Tree, bench: Tree) -> str:
     device = bench["device"]
     where = [] if device.get("kind") == "host" else [str(device.get("name"))]
     said = [*where, *badges(artifact, bench)]
-    return f"{artifact_name(artifact)} ({', '.join(said)})" if said else artifact_name(artifact)
+    return f"{display_name(artifact)} ({', '.join(said)})" if said else display_name(artifact)
 
 
 def badges(artifact: Tree, bench: Tree | None) -> list[str]:
