@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.data.config import missing, refuse
 from pocketvlm import accuracy
 from pocketvlm.ledger import OnProgress, Product, Step
 from pocketvlm.sources import code_version, constant, entries_of
@@ -60,13 +61,20 @@ def students(config: DistillConfig) -> tuple[str, ...]:
 
 
 def named_paths(config: DistillConfig) -> dict[str, str | None]:
-    """Configuration key -> file or folder that distillation reads."""
+    """Configuration key -> file or folder that distillation reads.
+
+    Raises:
+        UserError: lists every file and folder of a stage's data that is missing.
+    """
     paths = {"distill.teacher": config.teacher, "distill.vision": config.vision}
     if isinstance(config.student, str):
         paths["distill.student"] = config.student
     for number, stage in enumerate(config.stages):
-        paths[f"distill.stages.{number}.data.records"] = stage.data.records
-        paths[f"distill.stages.{number}.data.images"] = stage.data.images
+        refuse(stage.name, missing(stage.data))
+        for part in stage.data.all_parts():
+            place = f"distill.stages.{number}.data.{part.name}"
+            paths[f"{place}.records"] = part.records
+            paths |= {f"{place}.{folder}": f"{part.images}/{folder}" for folder in part.folders or ["."]}
     return paths
 
 

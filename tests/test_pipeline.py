@@ -114,6 +114,24 @@ def test_changed_input_file_rebuilds_everything(run_dir: Path, tmp_path: Path) -
     assert road.walk(run_dir, settings)[0] == ALL
 
 
+def test_changed_records_of_a_recipe_rebuild_everything(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "records.json").write_text("[1]")
+    part = {"name": "some", "records": "records.json", "images": "images", "folders": ["coco"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"parts": [part]}))
+    data = {"kind": "llava", "recipe": str(tmp_path / "recipe.yaml"), "root": str(tmp_path)}
+    distill = road.config().distill.model_dump(mode="json")
+    distill["stages"][0]["data"] = data
+    settings = road.config(distill=distill)
+    with pytest.raises(UserError, match=r"stage s: the data is not complete:(.|\n)*images/coco: no such image folder"):
+        road.walk(run_dir, settings)
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    road.walk(run_dir, settings)
+    assert road.walk(run_dir, settings)[0] == []
+    for changed in (tmp_path / "records.json", tmp_path / "images" / "coco" / "new.jpg"):
+        changed.write_text("[2]")
+        assert road.walk(run_dir, settings)[0] == ALL
+
+
 def test_missing_input_file_names_the_key(run_dir: Path) -> None:
     settings = road.config()
     settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": "/no/such"})})

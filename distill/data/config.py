@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vlm.config import Config
+from vlm.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -100,7 +101,9 @@ class Data(Config):
             raise ValueError(f"batching: {self.batching} is for data of kind llava")
 
     def all_parts(self) -> list[Part]:
-        """The parts with their paths from where the program runs; one file is a part named after it."""
+        """The parts with their paths from where the program runs; one file is a part named after it. Scenes: none."""
+        if self.kind != "llava":
+            return []
         if not self.parts:
             records, images = str(self.records), str(self.images)
             return [Part(name=Path(records).stem, records=records, images=images)]
@@ -112,9 +115,23 @@ class Data(Config):
 def missing(data: Data) -> list[str]:
     """One sentence for each file and folder of the data that is not there; empty for scenes."""
     found = []
-    for part in data.all_parts() if data.kind == "llava" else []:
+    for part in data.all_parts():
         if not Path(part.records).is_file():
             found.append(f"{part.name}: {part.records}: no such records file")
         folders = [Path(part.images), *(Path(part.images) / folder for folder in part.folders)]
         found += [f"{part.name}: {folder}: no such image folder" for folder in folders if not folder.is_dir()]
     return found
+
+
+def refuse(stage: str, problems: list[str]) -> None:
+    """Stop before a stage whose data have problems.
+
+    Raises:
+        UserError: lists them all.
+    """
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"stage {stage}: the data is not complete:{lines}\n"
+            "Put it there (docs/data.md says where it comes from), or correct the paths and counts of the stage's data."
+        )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill.data.config import Data, Part, missing
+from distill.data.config import Data, Part, missing, refuse
 from vlm.data.collator import Encoder
 from vlm.data.records import Record, scene_captions, scene_conversations
 from vlm.data.store import Conversations, MeasuredFile
@@ -30,14 +30,14 @@ def open_data(data: Data, encoder: Encoder, stage: str, progress: Progress | Non
     if data.kind != "llava":
         make = scene_captions if data.kind == "scene_captions" else scene_conversations
         return make(data.start, data.count)
-    _refuse(stage, missing(data))
+    refuse(stage, missing(data))
     cache = Path(data.cache) if data.cache else cache_folder() / "records"
     template, tell = data.template or "v1", progress or (lambda what, share: None)
     parts = data.all_parts()
     files = [
         MeasuredFile(part.name, Path(part.records), Path(part.images), encoder, template, cache, tell) for part in parts
     ]
-    _refuse(stage, [problem for part, file in zip(parts, files, strict=True) for problem in _wrong(part, file)])
+    refuse(stage, [problem for part, file in zip(parts, files, strict=True) for problem in _wrong(part, file)])
     limit = min(data.max_length or encoder.max_length, encoder.max_length)
     records = Conversations(files, limit)
     if not len(records):
@@ -63,12 +63,3 @@ def _wrong(part: Part, file: MeasuredFile) -> list[str]:
             f"{part.name}: {absent[0]}: no such image; of {looked_for} that were looked for {len(absent)} are missing"
         )
     return found
-
-
-def _refuse(stage: str, problems: list[str]) -> None:
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"stage {stage}: the data is not complete:{lines}\n"
-            "Put it there (docs/data.md says where it comes from), or correct the paths and counts of the stage's data."
-        )

@@ -58,7 +58,7 @@ def data_sha256(stage: Stage) -> str:
     """Hash of a stage's data: its configuration and the content of its records files (not of the images)."""
     data = stage.data
     tree = data.model_dump(mode="json", exclude={"max_broken", "cache", "recipe"})
-    files = [sha256(Path(part.records)) for part in data.all_parts()] if data.kind == "llava" else []
+    files = [sha256(Path(part.records)) for part in data.all_parts()]
     return hashlib.sha256(json.dumps([tree, files]).encode()).hexdigest()
 
 
