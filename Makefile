@@ -35,9 +35,9 @@ mobile: $(INSTALLED) ## the whole road: distil, export, measure, report (runs/ti
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
 
-test-rig: $(INSTALLED) ## the tests on emulated devices: fetches real adb, adbd, sshd for arm64 (Debian; 250 MB, once)
+test-rig: $(INSTALLED) ## the tests on emulated devices: fetches real adb, adbd, sshd for arm64 (Debian; 400 MB, once)
 	$(BIN)/python -m tests.rig.fetch
-	$(BIN)/python -m pytest tests/rig
+	RIG=1 $(BIN)/python -m pytest tests/rig
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

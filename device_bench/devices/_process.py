@@ -19,8 +19,8 @@ _LEADER = (
 _START = """
 cd {folder} || exit 9
 export HOME={folder} XDG_CACHE_HOME={folder} TMPDIR={folder} ORT_DISABLE_TELEMETRY=1
-rm -f pid exit late out err results.txt
-setsid sh -c {leader} sh {command} </dev/null >/dev/null 2>&1 &
+rm -f pid exit late out err leader results.txt
+setsid sh -c {leader} sh {command} </dev/null >/dev/null 2>leader &
 i=0
 while ! [ -s pid ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
 cat pid {boot}

@@ -194,7 +194,7 @@ class RemoteDevice(Device):
         ended = process.follow(Watch(watch.script, watch.interval_s, on_line, watch.on_reading))
         process.kill()
         with job.log.open("a") as log:
-            log.write(self.link.run(f"cat {folder}/out {folder}/err 2>/dev/null").out)
+            log.write(self.link.run(f"cat {folder}/out {folder}/err {folder}/leader 2>/dev/null").out)
         if ended.late:
             raise CheckFailed(
                 f"{what} took longer than {job.timeout_s:g} s and was killed. Raise timeout_s or see {job.log}."

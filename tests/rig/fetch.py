@@ -1,9 +1,11 @@
 """Fetches the rig's parts from the Debian archive into a folder of their own: `python -m tests.rig.fetch`.
 
 A private apt configuration, nothing is installed on this machine, every package is verified with Debian's keyring.
+`--check` fetches nothing: it says why the rig cannot be used here and ends with 1, or ends with 0.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,8 +25,11 @@ PARTS = (
         ("adbd", "openssh-server", "dash", "bash", "coreutils", "util-linux", "sed", "grep", "mawk", "findutils",
          "procps", "libonnxruntime-dev"),
     ),
+    ("machine", "trixie", "amd64", ("qemu-system-arm",)),
+    ("kernel", "trixie", "arm64", ("linux-image-cloud-arm64", "busybox-static")),
 )  # fmt: skip
 DONE = "complete"
+ARCHIVE = "DEBIAN_ARCHIVE"
 
 
 def folder() -> Path:
@@ -33,16 +38,31 @@ def folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "pocketvlm" / "rig"
 
 
+def obstacle() -> str | None:
+    """Why this machine cannot have the rig, or None."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return "the rig's parts are for Linux on x86-64"
+    if not KEYRING.is_file() or shutil.which("apt-get") is None:
+        return f"the rig needs apt-get and {KEYRING}: a Debian machine, or debian-archive-keyring installed"
+    if _archive() is None:
+        return f"/etc/apt names no Debian archive; name one: {ARCHIVE}=URL"
+    words = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "binfmt_misc", "none", "/mnt"]
+    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
+        return "the rig needs Linux 6.7 or later and leave to make user namespaces: its binfmt_misc is a private one"
+    return None
+
+
 def fetch(root: Path) -> None:
     """Fetch and unpack every part that is not there yet."""
-    if not KEYRING.is_file() or shutil.which("apt-get") is None:
-        raise SystemExit(f"the rig needs apt-get and {KEYRING}: a Debian machine, or debian-archive-keyring installed")
     for name, suite, architecture, packages in PARTS:
         if (root / name / DONE).is_file():
             continue
         shutil.rmtree(root / name, ignore_errors=True)
         for archive in _download(root / "packages" / name, suite, architecture, packages):
+            if name == "host" and archive.name.startswith("libc6_"):
+                continue  # its programs run with this machine's C library, which is as new or newer
             subprocess.run(["dpkg-deb", "-x", str(archive), str(root / name)], check=True)
+        shutil.rmtree(root / "packages" / name)
         (root / name / DONE).touch()
     _finish(root)
 
@@ -58,7 +78,7 @@ def _download(work: Path, suite: str, architecture: str, packages: tuple[str, ..
     ):
         (work / part).mkdir(parents=True, exist_ok=True)
     (work / "status").write_text("")
-    source = f"deb [arch={architecture} signed-by={KEYRING}] {_mirror()} {suite} main\n"
+    source = f"deb [arch={architecture} signed-by={KEYRING}] {_archive()} {suite} main\n"
     (work / "etc" / "sources.list").write_text(source)
     settings = {
         "Dir::Etc": work / "etc",
@@ -80,15 +100,17 @@ def _download(work: Path, suite: str, architecture: str, packages: tuple[str, ..
     return sorted((work / "cache" / "archives").glob("*.deb"))
 
 
-def _mirror() -> str:
-    """The archive that this machine's own packages come from."""
+def _archive() -> str | None:
+    """The Debian archive: $DEBIAN_ARCHIVE, else the one that this machine's own packages come from."""
+    if chosen := os.environ.get(ARCHIVE):
+        return chosen
     for file in sorted(Path("/etc/apt").glob("sources.list*/*.sources")) + sorted(
         Path("/etc/apt").glob("sources.list*")
     ):
         for line in file.read_text().splitlines() if file.is_file() else []:
             if match := re.match(r"(?:URIs:|deb)\s.*?(https?://\S+/debian)/?(?:\s|$)", line):
                 return match[1]
-    raise SystemExit("/etc/apt names no Debian archive; name one there, the rig is fetched from it")
+    return None
 
 
 def _finish(root: Path) -> None:
@@ -112,5 +134,9 @@ def _finish(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    fetch(folder())
-    print(f"the rig lies in {folder()}", file=sys.stderr)
+    if why := obstacle():
+        print(why)
+        sys.exit(1)
+    if sys.argv[1:] != ["--check"]:
+        fetch(folder())
+        print(f"the rig lies in {folder()}")

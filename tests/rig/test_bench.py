@@ -1,0 +1,131 @@
+"""`pocketvlm bench` on real parts: arm64 runners of all engines over adb and ssh give the host's answers."""
+
+import json
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_bench.config import BenchConfig
+from device_bench.evaluate import evaluate, scenes_questions
+from device_bench.gate import gate
+from device_bench.judge import Allowances
+from device_bench.report import write
+from device_bench.run import Progress, bench_one, silent
+from tests.rig.conftest import ENGINES, over_both
+from tests.rig.rig import LOOPBACK, Rig, listening
+from vlm.errors import CheckFailed
+from vlm.runtimes import open_runtime
+
+MAX_NEW_TOKENS = 4
+QUICK: dict[str, Any] = {
+    "iterations": 2,
+    "warmup": 1,
+    "cold_loads": 1,
+    "decode_tokens": 2,
+    "scenes": 1,
+    "threads": 1,
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "min_seconds": 0,
+    "idle_s": 0,
+}
+UNPLUGS = int(os.environ.get("RIG_UNPLUGS", "20"))
+
+
+def bench(
+    spec: str, artifact: Path, out: Path, on_progress: Progress = silent, **settings: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Result and answers of one artifact on the device."""
+    result = bench_one(artifact, BenchConfig(device=spec, **{**QUICK, **settings}), out, on_progress)
+    tree = json.loads(result.read_text())
+    lines = (result.parent / tree["answers"]).read_text().splitlines()
+    return tree, [json.loads(line)["answer"] for line in lines]
+
+
+def host_answers(artifact: Path) -> list[str]:
+    runtime = open_runtime(artifact, 1)
+    return [sample.answer for sample in evaluate(runtime, scenes_questions(1), MAX_NEW_TOKENS)]
+
+
+@over_both
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_device_gives_the_hosts_answers_and_nothing_is_left(
+    rig: Rig, spec: str, engine: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    tree, answers = bench(spec, artifacts[engine], tmp_path)
+    assert answers == host_answers(artifacts[engine])
+    assert tree["device"]["kind"] == "emulated" and tree["valid"] is True
+    assert tree["imported"] == {"torch": False, "transformers": False, "deepspeed": False}
+    assert tree["load_ms"] > 0 and tree["decode_tok_s"]["n"] >= 2 and tree["peak_rss_mb"] > 5
+    assert tree["energy_j"] is None and tree["reasons"]["energy_j"]
+    assert rig.left() == []
+
+
+def test_no_speed_of_an_emulated_device_is_shown_or_judged(
+    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    tree, _ = bench("adb", artifacts["onnx"], tmp_path / "results")
+    write(tmp_path / "results", tmp_path / "report")
+    shown = (tmp_path / "report" / "report.md").read_text()
+    assert "emulated" in shown and f"{tree['decode_tok_s']['p50']:.1f}" not in shown
+    verdict = gate(tmp_path / "report", tmp_path / "report" / "report.json", Allowances())
+    assert not {check.group for check in verdict.checks} & {"latency", "memory"}
+
+
+def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answers(
+    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    dice, over, begun, unplugged = random.Random(1), threading.Event(), threading.Event(), 0
+
+    def unplug() -> None:
+        nonlocal unplugged
+        begun.wait()
+        while unplugged < UNPLUGS and not over.wait(dice.uniform(0.1, 6)):
+            unplugged += 1
+            rig.stop("adbd")
+            over.wait(dice.uniform(0, 2))
+            rig.start_adbd_only()
+
+    hand = threading.Thread(target=unplug)
+    hand.start()
+    try:
+        while unplugged < UNPLUGS:
+            _, answers = bench(f"adb:{rig.serial}", artifacts["onnx"], tmp_path, lambda done, text: begun.set())
+            assert answers == host_answers(artifacts["onnx"])
+            assert rig.left() == []
+    finally:
+        over.set()
+        begun.set()
+        hand.join()
+        rig.connect()
+
+
+@over_both
+def test_a_runner_that_is_late_is_killed_on_the_device(
+    rig: Rig, spec: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckFailed, match=r"took longer than 2 s and was killed"):
+        bench(spec, artifacts["onnx"], tmp_path, timeout_s=2, decode_tokens=60)
+    assert rig.left() == []
+
+
+def test_a_whole_emulated_computer_gives_the_hosts_answers(
+    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    serial, port = rig.start_machine()
+    try:
+        assert listening(port) == listening(int(serial.rpartition(":")[2])) <= LOOPBACK
+        expected = host_answers(artifacts["onnx"])
+        for spec in (f"adb:{serial}", f"ssh:root@127.0.0.1:{port}"):
+            tree, answers = bench(spec, artifacts["onnx"], tmp_path)
+            assert tree["device"]["kind"] == "emulated" and answers == expected
+        assert rig.ssh(port, "ls -A /root /data/local/tmp; ls -l /proc/*/cwd | grep pocketvlm").stdout.split() == [
+            "/data/local/tmp:",
+            "/root:",
+        ]
+    finally:
+        rig.stop("machine")
+        rig.disconnect(serial)

@@ -1,0 +1,105 @@
+"""The connections against real parts: adb and arm64 adbd, arm64 sshd; states, exit codes, files, loopback."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from device_bench.devices import open_device
+from device_bench.devices._remote import RemoteDevice
+from tests.rig.conftest import over_both
+from tests.rig.rig import HERE, LOOPBACK, Rig, free_port, listening, until
+from vlm.errors import UserError
+
+
+def remote(spec: str) -> RemoteDevice:
+    device = open_device(spec)
+    assert isinstance(device, RemoteDevice)
+    device.identify()
+    return device
+
+
+def test_every_server_listens_on_loopback_alone(rig: Rig) -> None:
+    for port in (rig.adb_server, rig.adbd_port, rig.ssh_port):
+        assert listening(port) and listening(port) <= LOOPBACK
+
+
+@over_both
+def test_the_device_is_recognised_as_emulated(spec: str) -> None:
+    identity = remote(spec).identify()
+    assert (identity.kind, identity.arch in ("arm64-v8a", "aarch64")) == ("emulated", True)
+
+
+@over_both
+def test_exit_codes_errors_and_quoting_survive_the_real_connection(spec: str) -> None:
+    link = remote(spec).link
+    done = link.run("echo out; echo err >&2; exit 7")
+    assert (done.code, done.out, done.err.strip()) == (7, "out\n", "err")
+    nasty = ["a b", "$(id)", "`id`", "'", '"', "\\", "*", ";", "\n", "é"]
+    assert link.words("printf", "%s\\0", *nasty).out.split("\0")[:-1] == nasty
+
+
+@over_both
+def test_a_large_file_arrives_and_returns_unchanged(rig: Rig, spec: str, tmp_path: Path) -> None:
+    device = remote(spec)
+    (tmp_path / "large").write_bytes(random.Random(0).randbytes(100_000_000))
+    try:
+        assert device.workspace.push({"job/large": tmp_path / "large"}) == ["job/large"]
+        assert device.workspace.push({"job/large": tmp_path / "large"}) == []
+        device.workspace.pull("job/large", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+    finally:
+        device.clean_up()
+    assert rig.left() == []
+
+
+def test_a_phone_that_was_not_allowed_says_what_to_accept(rig: Rig) -> None:
+    port = free_port()
+    locked = subprocess.Popen([sys.executable, str(HERE / "unauthorized.py"), str(port)])
+    try:
+        until(lambda: listening(port), 20, "the locked phone")
+        assert listening(port) <= LOOPBACK
+        rig.adb("connect", f"127.0.0.1:{port}")
+        until(lambda: "unauthorized" in rig.adb("devices"), 30, "unauthorized")
+        with pytest.raises(UserError, match=r"unauthorized.*Allow USB debugging"):
+            open_device(f"adb:127.0.0.1:{port}").identify()
+        with pytest.raises(UserError, match=r"several devices are connected.*Name one"):
+            open_device("adb").identify()
+    finally:
+        locked.kill()
+        locked.wait()
+        rig.disconnect(f"127.0.0.1:{port}")
+
+
+def test_a_board_whose_key_changed_or_that_is_off_is_refused(rig: Rig) -> None:
+    known = rig.work / "known_hosts"
+    kept = known.read_text()
+    spec = f"ssh:root@127.0.0.1:{rig.ssh_port}"
+    try:
+        other = (rig.device / "opt" / "ssh" / "user.pub").read_text().split()
+        known.write_text(f"[127.0.0.1]:{rig.ssh_port} {other[0]} {other[1]}\n")
+        with pytest.raises(UserError, match=r"another machine"):
+            open_device(spec).identify()
+        known.write_text("")
+        with pytest.raises(UserError, match=r"Connect once by hand"):
+            open_device(spec).identify()
+    finally:
+        known.write_text(kept)
+    with pytest.raises(UserError, match=r"Start the ssh server"):
+        open_device(f"ssh:root@127.0.0.1:{free_port()}").identify()
+
+
+def test_a_phone_that_is_gone_for_good_is_said_to_be_gone(rig: Rig) -> None:
+    device = remote(f"adb:{rig.serial}")
+    rig.stop("adbd")
+    started = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"offline|no device|does not answer"):
+            device.link.wait(3)
+    finally:
+        rig.start_adbd_only()
+        device.link.wait()
+    assert time.monotonic() - started < 60
