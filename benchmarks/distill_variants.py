@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from distill.answers import CHUNK
 from distill.config import DistillConfig
 from distill.features import TowerFeatures
+from distill.losses.answers import CHUNK
 from distill.merge import merge_vision, project
 from distill.model import AlignKD
 from distill.teacher.live import Teacher

@@ -105,9 +105,15 @@ class DistillConfig(Config):
     log_steps: Count = 25
 
     @property
+    def terms(self) -> dict[str, AttentionTerm | VisionTerm | LogitsTerm]:
+        """The terms of the loss beside the cross-entropy, all of which read the teacher, by their short names."""
+        named = {"attention": self.attention, "vision": self.vision_tokens, "logits": self.logits}
+        return {name: term for name, term in named.items() if term is not None}
+
+    @property
     def reads_teacher(self) -> bool:
-        """Whether there is a term of the loss beside the cross-entropy."""
-        return bool(self.attention or self.vision_tokens or self.logits)
+        """Whether there is such a term."""
+        return bool(self.terms)
 
     @model_validator(mode="after")
     def _needs_teacher(self) -> "DistillConfig":

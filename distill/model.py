@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from distill.answers import Divergence, answer_losses
 from distill.attention import DENSE, decoder_inputs
 from distill.config import DistillConfig
 from distill.data.rows import Key
 from distill.features import TowerFeatures
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
+from distill.losses.answers import Divergence, answer_losses
 from distill.losses.vision import focus_scores, vision_mse
 from distill.merge import merge_vision, project
+from distill.precision import wide
 from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
 from distill.teacher.signals import Batch, TeacherSignals
 from distill.terms import AttentionTerm, VisionTerm, Weight
@@ -62,11 +63,10 @@ class AlignKD(nn.Module):
         if not torch.cuda.is_available():
             student.model.language_model.set_attn_implementation(DENSE)
         self.student = student
-        self.recipe = config
+        self.config = config
         self.progress = 0.0
         self.teacher, self.tower = teacher, tower  # no modules: they are neither trained nor saved
-        terms = {"attention": config.attention, "vision": config.vision_tokens, "logits": config.logits}
-        self.terms = {name: term for name, term in terms.items() if term is not None}
+        self.terms = config.terms
         self.adapters = adapters(config, teacher, student)
         for name, term in self.terms.items():  # buffers, so that a resumed run goes on with the same automatic weights
             self.register_buffer(f"weight_{name}", torch.tensor(term.weight.start))
@@ -101,7 +101,7 @@ class AlignKD(nn.Module):
         on = {name for name in self.terms if self.teacher is not None and self.fade(name) > 0}
         tokens = project(self.student, batch.features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
-        layers = self.recipe.attention.student_layers if self.recipe.attention and "attention" in on else []
+        layers = self.config.attention.student_layers if self.config.attention and "attention" in on else []
         with reading_attention(decoder, layers) as read:
             embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
             states = decoder(**decoder_inputs(batch, embeds)).last_hidden_state  # [B, N, D]
@@ -122,8 +122,8 @@ class AlignKD(nn.Module):
         """The attention and vision terms, and which of them have nothing to say of the batch."""
         terms: dict[str, Tensor] = {}
         silent: list[str] = []
-        attention = self.recipe.attention if "attention" in on else None
-        vision = self.recipe.vision_tokens if "vision" in on else None
+        attention = self.config.attention if "attention" in on else None
+        vision = self.config.vision_tokens if "vision" in on else None
         blocks: list[Tensor] = []  # A_T of each layer, [B, H_T, M, V]
         if attention and self.teacher:
             positions = self._positions(batch, attention.block)
@@ -160,7 +160,7 @@ class AlignKD(nn.Module):
     def _focus(self, batch: Batch, blocks: list[Tensor]) -> Tensor:
         """Focus scores of the batch's vision tokens from the teacher's first-named layer, [I, V]."""
         where = self._positions(batch, "text_vision")
-        layers = self.recipe.attention.teacher_layers[:1] if self.recipe.attention else [0]
+        layers = self.config.attention.teacher_layers[:1] if self.config.attention else [0]
         assert self.teacher is not None
         attention = (blocks or self.teacher.attention(batch, layers, where))[0]  # A_T, [B, H_T, M, V]
         scores = focus_scores(attention, where.row_mask)[where.column_mask]  # [I*V]
@@ -179,7 +179,7 @@ class AlignKD(nn.Module):
         """Cross-entropy of the answer tokens, and L_KL unless its share (over the cross-entropy's) is None; states are
         [B, N, D]."""
         answers, theirs, divergence = labels != IGNORE, None, None
-        config = self.recipe.logits
+        config = self.config.logits
         if config and self.teacher and share is not None:
             answers = answers if config.tokens == "answer" else batch.segments >= 0  # [B, N]
             theirs = self.teacher.answers(batch, answers)
@@ -238,13 +238,7 @@ def adapters(
         found["attention"] = Held(torch.randn(shape) / math.sqrt(teacher.heads))  # P_attn, [pairs, H_S, H_T]
     if teacher and config.vision_tokens:
         found["vision"] = nn.Linear(teacher.width, text.hidden_size)  # P_V, [D_S, D_T] and [D_S]
-    terms = {"attention": config.attention, "vision": config.vision_tokens, "logits": config.logits}
-    for name, term in terms.items():
-        if teacher and term and term.weight.learned is not None:
+    for name, term in config.terms.items():
+        if teacher and term.weight.learned is not None:
             found[LEARNED + name] = Held(torch.zeros(()))
     return found
-
-
-def wide(value: Tensor) -> Tensor:
-    """In float32 at least."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distill.precision import wide_dtype
 from vlm.errors import UserError
 
 RECORDING = "recording"  # name of the attention function that also keeps what it is called with
@@ -130,7 +131,7 @@ def attention_block(read: Read, visible: Tensor | None, positions: Positions) ->
     query = read.query.gather(2, where.expand(-1, heads, -1, size))  # [B, H, M, d]
     if positions.empty:
         empty = query.new_zeros(batch, heads, positions.rows.shape[1], positions.columns.shape[1])
-        return empty.to(_wide(query.dtype)) + query.sum()
+        return empty.to(wide_dtype(query.dtype)) + query.sum()
     rows_at_once = max(1, min(ROWS, CHUNK // (batch * heads * length)))
     parts = []
     for index in range(0, query.shape[2], rows_at_once):
@@ -164,7 +165,7 @@ def _chunk(query: Tensor, key: Tensor, seen: Tensor | slice, visible: Tensor, co
     key = key[:, :, seen]  # [B, KV, K, d]; here, so that no chunk's copy is kept for the backward pass
     batch, heads, count, size = query.shape
     shared = key.shape[1]
-    dtype = _wide(query.dtype)
+    dtype = wide_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):  # autocast would make the scores bfloat16
         grouped = query.to(dtype).reshape(batch, shared, heads // shared * count, size)  # [B, KV, H/KV*m, d]
         scores = grouped @ key.to(dtype).transpose(-1, -2) * read.scaling  # [B, KV, H/KV*m, K]
@@ -183,10 +184,6 @@ def _visible_rows(visible: Tensor | None, rows: Tensor, length: int, window: int
         return visible[:, 0].gather(1, rows[..., None].expand(-1, -1, length))
     behind = rows[..., None] - torch.arange(length, device=rows.device)  # [B, m, N]
     return (behind >= 0) & (behind < (window or length))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def layer_index(decoder: PreTrainedModel, layer: int) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill import answers
-from distill.answers import Divergence, answer_losses
+from distill.losses import answers
+from distill.losses.answers import Divergence, answer_losses
 from distill.losses.logits import DISTANCES
 from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
@@ -72,7 +72,7 @@ def test_the_head_is_called_as_often_as_in_the_process_with_most_tokens(
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(_weights(one, ours), _weights(other, ours), rtol=1e-10, atol=1e-14)
     calls.clear()
-    sum(value for value in found if value is not None).backward()
+    torch.stack([value for value in found if value is not None]).sum().backward()
     assert len(calls) == 5  # made again in the backward pass, as in the other processes
 
 

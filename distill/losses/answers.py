@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distill.losses.logits import Distance, with_rest
+from distill.precision import wide
 from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
 
@@ -73,7 +74,7 @@ def answer_losses(
         ce, kl = work.sums(head(states))
     elif type(head) is nn.Linear and not together and torch.is_grad_enabled():
         factors = [1 / counted, float(divergence.weight) / tokens if divergence else 0.0]
-        ce, kl = _Fused.apply(states, head.weight, work, parts, _wide(states[:0]).new_tensor(factors))
+        ce, kl = _Fused.apply(states, head.weight, work, parts, wide(states[:0]).new_tensor(factors))
     else:
         again = partial(checkpoint, work.of, head, use_reentrant=False, preserve_rng_state=False)
         sums = [again(states[part], part) for part in parts]
@@ -99,9 +100,9 @@ class _Work:
         theirs = None
         if isinstance(teacher, Hidden):
             with torch.no_grad():
-                theirs = _wide(teacher.head(teacher.states))  # [a, vocabulary]
+                theirs = wide(teacher.head(teacher.states))  # [a, vocabulary]
         with torch.autocast(logits.device.type, enabled=False):
-            logits = _wide(logits)
+            logits = wide(logits)
             supervised = F.cross_entropy(logits, self.labels[part], reduction="sum", ignore_index=IGNORE)
             if teacher is None or self.divergence is None:
                 return supervised, supervised.detach() * 0
@@ -178,10 +179,6 @@ def _most(count: int, device: torch.device) -> int:
     highest = torch.tensor(count, device=device)
     torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
     return int(highest)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
