@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distill.losses.logits import Distance, with_rest
-from distill.precision import wide
+from distill.precision import wide, wide_dtype
 from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
 
@@ -141,15 +141,16 @@ class _Fused(torch.autograd.Function):
         if not torch.allclose(wanted, scale * factors, rtol=1e-5, atol=0):
             scale, gradients = torch.ones_like(scale), _Fused.run(ctx, states, weight, wanted)[1]
         if scale != 1:
-            gradients = [None if g is None else g * scale.to(g.dtype) for g in gradients]
-        return *gradients, None, None, None
+            gradients = [None if g is None else g * scale for g in gradients]
+        ours, heads = (None if g is None else g.to(x.dtype) for g, x in zip(gradients, (states, weight), strict=True))
+        return ours, heads, None, None, None
 
     @staticmethod
     def run(ctx: Any, states: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Both sums [2], and what gradients of states and weight are needed."""
         sums = torch.zeros_like(factors)
-        of_states, of_weight = (
-            torch.zeros_like(x) if needed else None
+        of_states, of_weight = (  # wide: the parts' gradients are summed
+            torch.zeros_like(x, dtype=wide_dtype(x.dtype)) if needed else None
             for x, needed in zip((states, weight), ctx.needs_input_grad[:2], strict=True)
         )
         for part in ctx.parts:
