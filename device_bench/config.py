@@ -1,8 +1,9 @@
 """What to measure and how often."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlm.config import Config
+from vlm.registry import require
 
 
 class BenchConfig(Config):
@@ -24,3 +25,18 @@ class BenchConfig(Config):
     sustained_s: float = Field(0, ge=0)  # of answering without a pause, to see the device throttle; 0: not done
     idle_s: float = Field(10, ge=0)  # of doing nothing, before the latency pass, for the idle device's power
     cool_s: float = Field(1200, ge=0)  # of waiting for a device that is too warm
+
+    @field_validator("device")
+    @classmethod
+    def _device_exists(cls, device: str) -> str:
+        require("device_bench.devices", device.partition(":")[0])
+        return device
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_bring_questions(cls, tasks: list[str]) -> list[str]:
+        from device_bench.evaluate import asking
+
+        for task in tasks:
+            asking(task)
+        return tasks

@@ -1,8 +1,9 @@
 """Configuration of the export stage."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlm.config import Config
+from vlm.registry import require
 
 DEFAULT_TARGETS = (
     "onnx:fp32",
@@ -34,3 +35,10 @@ class ExportConfig(Config):
     allow_drift: bool = False
     threads: int = Field(2, ge=1)
     force: bool = False
+
+    @field_validator("targets")
+    @classmethod
+    def _formats_exist(cls, targets: list[str]) -> list[str]:
+        for target in targets:
+            require("export.formats", target.partition(":")[0])
+        return targets

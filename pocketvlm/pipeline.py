@@ -66,6 +66,8 @@ def run(config: RunConfig, run_dir: Path, progress: Progress) -> tuple[list[Outc
         ledger = Ledger(run_dir)
         steps = road(config, run_dir)
         pending = ledger.pending(steps)
+        if "student" in pending:
+            refuse_targets(config, ledger.stages / "targets.log")
         progress.start({s.title: ledger.expected_s(s) for s in steps if any(p.name in pending for p in s.products)})
         outcomes: list[Outcome] = []
         failures: dict[str, str] = {}  # product -> what failed
@@ -74,6 +76,19 @@ def run(config: RunConfig, run_dir: Path, progress: Progress) -> tuple[list[Outc
             progress.end(outcome)
             outcomes.append(outcome)
         return outcomes, [*dict.fromkeys(failures.values()), *accuracy.problems(run_dir / "stages" / "accuracy.json")]
+
+
+def refuse_targets(config: RunConfig, log: Path) -> None:
+    """See before a training that every target can be exported: its precision, and the libraries of its format.
+
+    Raises:
+        UserError: one cannot.
+    """
+    with output_to(log):
+        from export.run import parse_target
+
+        for target in config.export.targets:
+            parse_target(target)
 
 
 def advance(ledger: Ledger, step: Step, failures: dict[str, str], progress: Progress) -> Outcome:

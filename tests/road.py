@@ -17,6 +17,7 @@ from pocketvlm.console import exit_codes
 from pocketvlm.ledger import OnProgress
 from pocketvlm.pipeline import Outcome, RunConfig, run
 from pocketvlm.progress import Progress
+from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder
 from vlm.manifest import artifact_folder
 
@@ -54,7 +55,7 @@ def install(run_dir: Path, fail: str = "") -> None:
     contents = (
         SimpleNamespace(run=fakes.distill),
         SimpleNamespace(evaluate_checkpoint=fakes.evaluate),
-        SimpleNamespace(export_one=fakes.export),
+        SimpleNamespace(export_one=fakes.export, parse_target=fakes.parse_target),
         SimpleNamespace(bench_one=fakes.bench),
         SimpleNamespace(write=fakes.report),
     )
@@ -73,8 +74,6 @@ class Fakes:
 
     def make(self, name: str, folder: Path) -> Path:
         """Leave a finished folder with one file."""
-        from vlm.errors import CheckFailed
-
         with finished_folder(folder, resume=True) as partial:
             (partial / "begun").touch()
             print(f"{name} talks")
@@ -108,6 +107,11 @@ class Fakes:
         """One student's answers."""
         assert (checkpoint / "content").is_file()
         return self.make(f"evaluate-{checkpoint.name}", out)
+
+    def parse_target(self, target: str) -> None:
+        """Refuse an unknown precision."""
+        if target.endswith(":int5"):
+            raise UserError(f"target {target!r}")
 
     def export(self, checkpoint: Path, target: str, out: Path, config: object, on_progress: object) -> Path:
         """One artifact."""

@@ -132,6 +132,18 @@ def test_changed_records_of_a_recipe_rebuild_everything(run_dir: Path, tmp_path:
         assert road.walk(run_dir, settings)[0] == ALL
 
 
+def test_a_wrong_target_task_or_device_is_said_before_anything_is_built(run_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown format 'onx'\. Did you mean 'onnx'"):
+        road.config(export={"targets": ["onx:int4"]})
+    with pytest.raises(UserError, match=r"unknown device 'locl'\. Did you mean 'local'"):
+        road.config(bench={"device": "locl"})
+    with pytest.raises(UserError, match="task 'pope' grades answers but brings no questions"):
+        road.config(bench={"tasks": ["pope"]})
+    with pytest.raises(UserError, match="target 'onnx:int5'"):
+        road.walk(run_dir, road.config(export={"targets": ["onnx:int5"]}))
+    assert not (run_dir.parent / "calls").exists()
+
+
 def test_missing_input_file_names_the_key(run_dir: Path) -> None:
     settings = road.config()
     settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": "/no/such"})})

@@ -22,8 +22,8 @@ def names(package: str) -> list[str]:
     return sorted(name for name in found if not name.startswith("_") and name != "base")
 
 
-def load(package: str, name: str) -> ModuleType:
-    """Import entry `name` of `package`.
+def require(package: str, name: str) -> None:
+    """See that `package` has an entry `name`, without importing it.
 
     Raises:
         UserError: there is no such entry; the message lists those there are.
@@ -32,4 +32,9 @@ def load(package: str, name: str) -> ModuleType:
     if name not in known:
         kind = package.rsplit(".", 1)[-1].rstrip("s")
         raise UserError(f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Import entry `name` of `package`; raises as `require` does."""
+    require(package, name)
     return importlib.import_module(f"{package}.{name}")
