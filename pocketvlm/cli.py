@@ -65,8 +65,4 @@ def options(
 def main() -> None:
     """Run the command line and exit with its code."""
     with console.exit_codes(debug="--debug" in sys.argv):
-        app()
-
-
-if __name__ == "__main__":
-    main()
+        app(prog_name="pocketvlm")

@@ -48,6 +48,7 @@ PACKAGES = (
     ("pytest", "pytest", "test", ()),
     ("hypothesis", "hypothesis", "test", ()),
 )
+NOT_IN_ALL = {"quantized"}  # extras that `make install` does not bring
 DISTILLING = {"torch", "transformers", "accelerate"}
 TOOLS = {
     "gcc": "llama-cpp-python is compiled with it",
@@ -113,8 +114,12 @@ def _package(name: str, module: str, extra: str, needed_by: tuple[str, ...], for
     if importlib.util.find_spec(module) is not None:
         return Finding("package", name, "ok", _version(name))
     needed = formats is not None and (name in DISTILLING or bool(formats & set(needed_by)))
-    advice = f"make install, or: {install_hint(extra)}"
-    return Finding("package", name, "missing" if needed else "note", "not installed", advice)
+    return Finding("package", name, "missing" if needed else "note", "not installed", _installing(extra))
+
+
+def _installing(extra: str) -> str:
+    hint = install_hint(extra)
+    return hint if extra in NOT_IN_ALL else f"make install, or: {hint}"
 
 
 def _version(name: str) -> str:
@@ -137,7 +142,7 @@ def _tools() -> list[Finding]:
 
 def _how_to_get(tool: str) -> str:
     if extra := PIP_TOOLS.get(tool):
-        return f"make install, or: {install_hint(extra)}"
+        return _installing(extra)
     return f"Debian, Ubuntu: apt-get install {tool}"
 
 
@@ -157,8 +162,7 @@ def _engine(name: str, statement: str, formats: set[str] | None) -> Finding:
     if done.returncode == 0:
         return Finding("engine", name, "ok", "works")
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    advice = f"make install, or: {install_hint(name)}"
-    return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), advice)
+    return Finding("engine", name, bad, last.removeprefix("vlm.errors.UserError: "), _installing(name))
 
 
 def _devices(others: Sequence[str]) -> list[Finding]:

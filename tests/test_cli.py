@@ -63,6 +63,11 @@ def test_help_takes_less_than_three_tenths_of_a_second_of_processor_time() -> No
     assert min(float(run.rpartition("cpu ")[2]) for run in runs) < 0.3
 
 
+def test_python_m_pocketvlm_is_pocketvlm() -> None:
+    command = [sys.executable, "-m", "pocketvlm", "--help"]
+    assert "Usage: pocketvlm [OPTIONS]" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize("arguments", [("nonsense",), ("run",), ("bench", "x", "--iterations", "many", "--out", "y")])
 def test_wrong_usage_is_exit_code_2_without_traceback(call: Cli, arguments: tuple[str, ...]) -> None:
     code, _, err = call(*arguments)
@@ -163,6 +168,7 @@ def test_doctor_says_what_to_type(call: Cli, monkeypatch: pytest.MonkeyPatch) ->
     findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
     assert code == 0 and findings["no-such"]["state"] == "note"
     assert ".[torch]" in findings["no-such"]["advice"]
+    assert ".[torch]" in call("doctor")[1]  # brackets are no markup
     code, out, _ = call("doctor", "configs/tiny.yaml", "--json")
     findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
     assert code == 2 and findings["no-such"]["state"] == "missing"

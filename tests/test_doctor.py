@@ -50,5 +50,11 @@ def test_an_engine_without_its_library_does_not_work(engine: str, monkeypatch: p
     assert f".[{engine}]" in finding.advice
 
 
+def test_make_install_is_advised_where_it_brings_the_package() -> None:
+    extras = {extra for _, _, extra, _ in doctor.PACKAGES}
+    left_out = {extra for extra in extras if not brought_by(extra) <= brought_by("all")}
+    assert {extra for extra in extras if "make install" not in doctor._installing(extra)} == left_out
+
+
 def test_every_engine_has_its_extra() -> None:
     assert set(doctor.ENGINES) <= set(EXTRAS)

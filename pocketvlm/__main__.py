@@ -1,0 +1,5 @@
+"""`python -m pocketvlm` is `pocketvlm`."""
+
+from pocketvlm.cli import main
+
+main()
