@@ -63,7 +63,7 @@ class AlignKD(nn.Module):
         if not torch.cuda.is_available():
             student.model.language_model.set_attn_implementation(DENSE)
         self.student = student
-        self.config = config
+        self.recipe = config  # not `config`: into that of a model, the Trainer writes
         self.progress = 0.0
         self.teacher, self.tower = teacher, tower  # no modules: they are neither trained nor saved
         self.terms = config.terms
@@ -101,7 +101,7 @@ class AlignKD(nn.Module):
         on = {name for name in self.terms if self.teacher is not None and self.fade(name) > 0}
         tokens = project(self.student, batch.features)  # E_S, [I, V, D]
         decoder = self.student.model.language_model
-        layers = self.config.attention.student_layers if self.config.attention and "attention" in on else []
+        layers = self.recipe.attention.student_layers if self.recipe.attention and "attention" in on else []
         with reading_attention(decoder, layers) as read:
             embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
             states = decoder(**decoder_inputs(batch, embeds)).last_hidden_state  # [B, N, D]
@@ -122,8 +122,8 @@ class AlignKD(nn.Module):
         """The attention and vision terms, and which of them have nothing to say of the batch."""
         terms: dict[str, Tensor] = {}
         silent: list[str] = []
-        attention = self.config.attention if "attention" in on else None
-        vision = self.config.vision_tokens if "vision" in on else None
+        attention = self.recipe.attention if "attention" in on else None
+        vision = self.recipe.vision_tokens if "vision" in on else None
         blocks: list[Tensor] = []  # A_T of each layer, [B, H_T, M, V]
         if attention and self.teacher:
             positions = self._positions(batch, attention.block)
@@ -160,7 +160,7 @@ class AlignKD(nn.Module):
     def _focus(self, batch: Batch, blocks: list[Tensor]) -> Tensor:
         """Focus scores of the batch's vision tokens from the teacher's first-named layer, [I, V]."""
         where = self._positions(batch, "text_vision")
-        layers = self.config.attention.teacher_layers[:1] if self.config.attention else [0]
+        layers = self.recipe.attention.teacher_layers[:1] if self.recipe.attention else [0]
         assert self.teacher is not None
         attention = (blocks or self.teacher.attention(batch, layers, where))[0]  # A_T, [B, H_T, M, V]
         scores = focus_scores(attention, where.row_mask)[where.column_mask]  # [I*V]
@@ -179,7 +179,7 @@ class AlignKD(nn.Module):
         """Cross-entropy of the answer tokens, and L_KL unless its share (over the cross-entropy's) is None; states are
         [B, N, D]."""
         answers, theirs, divergence = labels != IGNORE, None, None
-        config = self.config.logits
+        config = self.recipe.logits
         if config and self.teacher and share is not None:
             answers = answers if config.tokens == "answer" else batch.segments >= 0  # [B, N]
             theirs = self.teacher.answers(batch, answers)

@@ -37,18 +37,18 @@ def shares(module: AlignKD, batches: list[dict[str, Any]], arguments: TrainingAr
 
 def counts(module: AlignKD, batch: dict[str, Any]) -> dict[str, int]:
     """What each term's mean is over, in one batch."""
-    config = module.config
+    recipe = module.recipe
     found = {SUPERVISED: int((batch["labels"] != IGNORE).sum())}
-    if config.attention:
+    if recipe.attention:
         image: int = module.student.config.image_token_id
         visible: Tensor | None = batch.get("attention_mask")
-        block = config.attention.block
+        block = recipe.attention.block
         found["attention"] = int(
             find_positions(batch["input_ids"], batch["segments"], visible, image, block).row_mask.sum()
         )
-    if config.vision_tokens:
+    if recipe.vision_tokens:
         found["vision"] = len(batch["images"])
-    if config.logits:
-        everything = config.logits.tokens == "all"
+    if recipe.logits:
+        everything = recipe.logits.tokens == "all"
         found["logits"] = int((batch["segments"] >= 0).sum()) if everything else found[SUPERVISED]
     return found
