@@ -31,6 +31,15 @@ def test_an_override_reaches_an_item_of_a_list(file: Path) -> None:
     assert Run.load(file, ["stages=[]"]).stages == []
 
 
+def test_a_file_of_another_kind_and_a_missing_key_are_one_line_each(file: Path) -> None:
+    study = file.with_name("study.yaml")
+    study.write_text("name: x\nrows: []\n")
+    with pytest.raises(UserError, match=rf"^{study}: this is the file of a study\. Type: pocketvlm ablate {study}$"):
+        Run.load(study)
+    with pytest.raises(UserError, match=r"^x: 'stages' is missing\.$"):
+        Run.parse({"name": "long" * 99}, "x")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -9,6 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
 
+# Top-level key -> the kind of file that it makes, and the command that takes it.
+KINDS = {
+    "distill": ("a run", "run"),
+    "stages": ("a distillation", "distill"),
+    "rows": ("a study", "ablate"),
+    "max_drop": ("allowances", "gate NEW --baseline OLD --allowances"),
+}
+
 
 class Config(BaseModel):
     """Base of every configuration: unknown keys are errors, values are immutable."""
@@ -30,6 +38,9 @@ class Config(BaseModel):
             raise UserError(f"{path}: not a readable YAML file: {error}") from error
         if not isinstance(tree, dict):
             raise UserError(f"{path}: a mapping of keys to values was expected, found {type(tree).__name__}.")
+        for key, (kind, command) in KINDS.items():
+            if key in tree and key not in cls.model_fields:
+                raise UserError(f"{path}: this is the file of {kind}. Type: pocketvlm {command} {path}")
         for override in overrides or []:
             _apply(tree, override)
         return cls.parse(tree, str(path))
@@ -85,6 +96,8 @@ def _explain(cls: type[BaseModel], source: str, problem: Any) -> str:
         known = _fields_at(cls, problem["loc"][:-1])
         hint = did_you_mean(str(problem["loc"][-1]), known)
         return f"{source}: unknown key {location!r}.{hint} Known: {', '.join(known)}."
+    if problem["type"] == "missing":
+        return f"{source}: {location!r} is missing."
     return f"{source}: {location}: {problem['msg']} (found {problem['input']!r})."
 
 
