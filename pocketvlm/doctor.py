@@ -84,9 +84,16 @@ class Finding:
     advice: str = ""
 
 
-def examine(config: Path | None, devices: Sequence[str] = ()) -> list[Finding]:
+def examine(
+    config: Path | None, devices: Sequence[str] = (), overrides: list[str] | None = None, out: Path | None = None
+) -> list[Finding]:
     """Look at this machine, at phones and boards, and with a configuration also at what its run will need.
 
+    Args:
+        config: file of a run.
+        devices: specifications of phones and boards.
+        overrides: key=value changes to the run.
+        out: the run's folder, instead of runs/<name>.
     Raises:
         UserError: the configuration is wrong.
     """
@@ -95,9 +102,9 @@ def examine(config: Path | None, devices: Sequence[str] = ()) -> list[Finding]:
     if config is not None:
         from pocketvlm.pipeline import RunConfig
 
-        settings = RunConfig.load(config)
+        settings = RunConfig.load(config, overrides)
         formats = {target.partition(":")[0] for target in settings.export.targets}
-        forecasts = _forecast(settings, Path("runs") / settings.name)
+        forecasts = _forecast(settings, out or Path("runs") / settings.name)
     return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_devices(devices), *forecasts]
 
 

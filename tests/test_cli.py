@@ -29,7 +29,7 @@ COMMANDS = {
     "analyze": ["CHECKPOINT", "--scenes", "--images", "--question", "--layer", "--out", "--json"],
     "gate": ["NEW", "--baseline", "--max-drop", "--max-slowdown", "--ignore", "--json"],
     "report": ["RESULTS...", "--out", "--json"],
-    "doctor": ["CONFIG", "--json"],
+    "doctor": ["CONFIG", "key=value", "--out", "--json"],
 }
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -173,6 +173,17 @@ def test_doctor_says_what_to_type(call: Cli, monkeypatch: pytest.MonkeyPatch) ->
     findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
     assert code == 2 and findings["no-such"]["state"] == "missing"
     assert findings["onnx"]["state"] == "missing" and findings["onnx"]["found"] == "too old"
+
+
+def test_doctor_judges_by_the_run_that_would_be_typed(
+    call: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "ENGINES", {})
+    seen: list[tuple[object, Path]] = []
+    monkeypatch.setattr(doctor, "_forecast", lambda run, folder: seen.append((run.export.targets, folder)) or [])
+    monkeypatch.chdir(ROOT)
+    call("doctor", "configs/tiny.yaml", "export.targets=[onnx:int8]", "--out", tmp_path)
+    assert seen == [(["onnx:int8"], tmp_path)]
 
 
 def test_doctor_forecasts_memory_disk_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
