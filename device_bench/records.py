@@ -8,7 +8,7 @@ from typing import Any
 
 from device_bench.evaluate import load_answers, save_answers
 from device_bench.tasks.base import Sample
-from vlm.errors import UserError
+from vlm.errors import UserError, install_hint
 
 PARQUET = ".parquet"
 HEADER = b"pocketvlm"
@@ -88,6 +88,6 @@ def _arrow(path: Path) -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
-            f"{path}: Parquet needs pyarrow. Type: pip install 'pocketvlm[eval]', or name a .jsonl file."
+            f"{path}: Parquet needs pyarrow. Type: {install_hint('eval')}, or name a .jsonl file."
         ) from error
     return pyarrow, parquet

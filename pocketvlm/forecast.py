@@ -1,4 +1,4 @@
-"""What a run will need of memory, disk and time, from measured factors; a forecast, and said to be one."""
+"""What a run will need of memory, disk and time, from estimated factors; a forecast, and said to be one."""
 
 from __future__ import annotations
 

@@ -155,6 +155,12 @@ def test_the_keys_of_the_other_configurations_are_named(page: str, model: type[B
     assert [key for key in model.model_fields if f"`{key}`" not in text] == []
 
 
+def test_studies_md_lists_the_shipped_studies() -> None:
+    shipped = {f"studies/{path.name}" for path in (ROOT / "studies").glob("*.yaml")}
+    section = (ROOT / "docs" / "studies.md").read_text().partition("## The shipped studies")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\* `(.+?)`", section, re.MULTILINE)) == shipped
+
+
 def test_studies_md_lists_the_keys_of_a_study() -> None:
     assert first_column(ROOT / "docs" / "studies.md") == keys(StudyConfig)
 

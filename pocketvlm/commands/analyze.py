@@ -7,7 +7,7 @@ import typer
 
 
 def analyze(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder of analysis.json and index.html.")],
     scenes: Annotated[int, typer.Option(min=1, help="Built-in pictures, three questions each.")] = 4,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures, instead of built-in ones.")] = None,

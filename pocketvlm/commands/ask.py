@@ -7,7 +7,10 @@ import typer
 
 
 def ask(
-    model: Annotated[Path, typer.Argument(metavar="ARTIFACT_OR_CHECKPOINT", help="Folder of the model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="ARTIFACT_OR_CHECKPOINT", help="Artifact folder; or checkpoint: folder or hub name."),
+    ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,

@@ -10,7 +10,9 @@ COLUMNS = ["artifact", "load ms", "vision ms", "ttft ms", "prefill tok/s", "deco
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders of artifacts or checkpoints.")
+    ],
     out: Annotated[Path, typer.Option(help="Results go to OUT/<device>/<artifact>.json.")],
     device: Annotated[
         list[str] | None,

@@ -7,7 +7,7 @@ import typer
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint in Hugging Face layout.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint: folder or hub name.")],
     to: Annotated[list[str], typer.Option(help="FORMAT:PRECISION, for example onnx:int4; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Folder in which each artifact gets a folder.")],
     context_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens, prompt and answer.")] = None,
