@@ -1,5 +1,6 @@
 """Statistics of timings, and the latency pass that collects them."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -99,9 +100,14 @@ def run_once(runtime: Runtime, work: Work) -> Timings:
 
 
 def latency_pass(
-    runtime: Runtime, work: Work, warmup: int, iterations: int, on_progress: Callable[[float], None]
+    runtime: Runtime,
+    work: Work,
+    warmup: int,
+    iterations: int,
+    on_progress: Callable[[float], None],
+    min_seconds: float = 0,
 ) -> dict[str, list[float]]:
-    """Time the request `iterations` times after `warmup` discarded ones.
+    """Time the request `iterations` times after `warmup` discarded ones, and on until `min_seconds` have passed.
 
     Returns:
         Raw samples in milliseconds, one per iteration (`decode_ms`: one per decode step), and `prefill_tokens`.
@@ -109,14 +115,17 @@ def latency_pass(
     samples: dict[str, list[float]] = {
         name: [] for name in ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms")
     }
-    for index in range(-warmup, iterations):
+    for index in range(warmup):
+        run_once(runtime, work)
+        on_progress((index + 1) / (warmup + iterations))
+    start, done = time.monotonic(), 0
+    while done < iterations or time.monotonic() - start < min_seconds:
         timings = run_once(runtime, work)
-        on_progress((index + warmup + 1) / (warmup + iterations))
-        if index < 0:
-            continue
+        done += 1
+        on_progress(min(1.0, (warmup + done) / (warmup + iterations)))
         for name, values in samples.items():
             taken = getattr(timings, name)
-            values.extend(taken if isinstance(taken, list) else [float(taken)])
+            values.extend(round(ms, 4) for ms in (taken if isinstance(taken, list) else [float(taken)]))
     return samples
 
 

@@ -47,6 +47,7 @@ class Job(Config):
     tasks: list[str]
     scenes: int
     max_new_tokens: int
+    min_seconds: float
     answers: Path  # written by the accuracy pass as it goes
 
 
@@ -91,7 +92,9 @@ def load(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 def latency(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Time the fixed request; notes the machine's state around it and how much of it others used."""
     work, state, others = _work(job), machine_state(), OtherLoad()
-    samples = latency_pass(runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"))
+    samples = latency_pass(
+        runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"), job.min_seconds
+    )
     return {"samples": samples, "others_share": others.share(), "before": state, "after": machine_state()}
 
 

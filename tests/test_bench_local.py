@@ -28,7 +28,15 @@ from vlm.errors import CheckFailed, UserError
 from vlm.manifest import Preprocessing
 from vlm.runtimes.base import Runtime
 
-QUICK: dict[str, Any] = {"iterations": 3, "warmup": 1, "cold_loads": 2, "decode_tokens": 5, "scenes": 2, "tasks": []}
+QUICK: dict[str, Any] = {
+    "iterations": 3,
+    "warmup": 1,
+    "cold_loads": 2,
+    "decode_tokens": 5,
+    "scenes": 2,
+    "tasks": [],
+    "min_seconds": 0,
+}
 
 
 @pytest.fixture

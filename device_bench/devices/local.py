@@ -29,6 +29,7 @@ class LocalDevice(Device):
     """Runs passes in `python -m device_bench.worker` from a scratch folder."""
 
     spec = "local"
+    settings = frozenset({"min_seconds"})
 
     @cached_property
     def _scratch(self) -> Path:

@@ -17,6 +17,7 @@ from device_bench.report.svg import COLOURS, Drawing, colour_of, drawing
 from vlm.bars import is_four_bit
 
 MARKERS = {"onnx": "o", "executorch": "s", "coreml": "D", "gguf": "^"}
+_DOTS = 640
 _ENOUGH = 20  # samples from which a 95th percentile is drawn
 _LOG_FROM = 8.0  # a range wider than this many times is drawn on a logarithmic axis
 
@@ -168,17 +169,21 @@ def worth(difference: Tree) -> Markup:
 
 
 def latency_strip(name: str, rows: Sequence[tuple[Tree, str, list[float]]], x_label: str) -> Markup:
-    """Every raw sample as a dot, a row per artifact; the long tick is the median, the short one the 95th percentile."""
-    with drawing(name, f"Distribution of {x_label} per artifact, every sample a dot", 46 + 30 * len(rows)) as chart:
+    """Raw samples as dots, a row per artifact; the long tick is the median of all, the short one the 95th percentile.
+
+    Of more than _DOTS samples evenly spaced ones are drawn.
+    """
+    with drawing(name, f"Distribution of {x_label} per artifact, a dot per sample", 46 + 30 * len(rows)) as chart:
         axes = chart.axes
         _scale(axes, [sample for _, _, samples in rows for sample in samples])
         for row, (artifact, title, samples) in enumerate(rows):
             colour = colour_of(artifact["format"])
             jitter = random.Random(f"{name} {title}")
-            heights = [-row + jitter.uniform(-0.26, 0.26) for _ in samples]
+            dots = samples[:: -(-len(samples) // _DOTS)]
+            heights = [-row + jitter.uniform(-0.26, 0.26) for _ in dots]
             axes.axhline(-row, color=COLOURS["rule"], linewidth=0.6, zorder=0)
-            alpha = 0.7 if len(samples) < 100 else 0.3
-            axes.plot(samples, heights, "o", color=colour, markersize=3.4, alpha=alpha, markeredgewidth=0, zorder=3)
+            alpha = 0.7 if len(dots) < 100 else 0.3
+            axes.plot(dots, heights, "o", color=colour, markersize=3.4, alpha=alpha, markeredgewidth=0, zorder=3)
             _quantile(axes, samples, 50, row, half=0.38)
             if len(samples) >= _ENOUGH:
                 _quantile(axes, samples, 95, row, half=0.22)

@@ -1,0 +1,137 @@
+"""How far two measurements of one artifact lie apart, and what reading the sensors costs:
+`python -m benchmarks.measuring_noise ARTIFACT...`
+
+Noise: `pocketvlm bench` measures every artifact twice per pair, the artifacts in turn, so that the two runs of a pair
+are as far apart as two benches. Telemetry: the processor time of the loop that reads this machine's sensors once a
+second, and the decode rate with that loop against without it, in turn.
+Exit code 1 where fewer than nine of ten pairs lie within 3 %, or telemetry takes more than 1 % of a processor.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from device_bench.config import BenchConfig
+from device_bench.devices._link import Link
+from device_bench.devices._sensors import Sensors
+from device_bench.run import bench_one
+
+WITHIN = 3.0  # percent
+SHARE = 0.9  # of the pairs
+TELEMETRY = 1.0  # percent of one processor
+
+
+class Here(Link):
+    """This machine's shell, as a device's."""
+
+    spec = "here"
+
+    def check(self) -> None:
+        """It always answers."""
+
+    def command(self, script: str) -> list[str]:
+        """Run by sh."""
+        return ["sh", "-c", script]
+
+    def send(self, file: Path, to: str, timeout_s: float) -> None:
+        """Copy."""
+        shutil.copy(file, to)
+
+    def fetch(self, file: str, to: Path, timeout_s: float) -> None:
+        """Copy."""
+        shutil.copy(file, to)
+
+
+def measure(artifact: Path, out: Path, seconds: float, threads: int) -> dict[str, Any]:
+    """One bench of speed alone; its result."""
+    config = BenchConfig(tasks=[], cold_loads=1, min_seconds=seconds, threads=threads)
+    result: dict[str, Any] = json.loads(bench_one(artifact, config, out).read_text())
+    return result
+
+
+@contextmanager
+def telemetry(interval_s: float = 1.0) -> Iterator[dict[str, float]]:
+    """Read the sensors once per interval meanwhile; afterwards the dictionary holds what that cost in percent."""
+    sensors, link, found = Sensors(android=False), Here(), {"percent": 0.0}
+    sensors.locate(link)
+    script = f"while :; do cat /proc/uptime; {sensors.script}; sleep {interval_s}; done"
+    before, start = children_s(), time.monotonic()
+    reader = subprocess.Popen(link.command(script), stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield found
+    finally:
+        os.killpg(reader.pid, 9)
+        reader.wait()
+    found["percent"] = 100 * (children_s() - before) / (time.monotonic() - start)
+
+
+def children_s() -> float:
+    """Processor seconds of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def noise(artifacts: list[Path], out: Path, pairs: int, seconds: float, threads: int) -> bool:
+    """Print the differences of all pairs; whether enough of them are small."""
+    rates: dict[str, list[float]] = {artifact.name: [] for artifact in artifacts}
+    others = []
+    for number in range(2 * pairs):
+        for artifact in artifacts:
+            result = measure(artifact, out, seconds, threads)
+            rates[artifact.name].append(result["decode_tok_s"]["p50"])
+            others.append(result["state"]["others_share"] or 0.0)
+            print(f"run {number + 1} {artifact.name}: {rates[artifact.name][-1]:,.0f} tokens/s", flush=True)
+    small = 0
+    for name, found in rates.items():
+        apart = [100 * abs(a - b) / min(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
+        small += sum(each <= WITHIN for each in apart)
+        print(f"{name}: pairs apart by {', '.join(f'{each:.1f}' for each in apart)} %")
+    count = pairs * len(artifacts)
+    print(
+        f"{small} of {count} pairs within {WITHIN:g} %; others used {100 * statistics.mean(others):.0f} % of the CPUs"
+    )
+    return small >= SHARE * count
+
+
+def overhead(artifact: Path, out: Path, pairs: int, seconds: float, threads: int) -> bool:
+    """Print what telemetry costs; whether that is little enough."""
+    with telemetry() as alone:
+        time.sleep(10 * seconds)
+    ratios = []
+    for _ in range(pairs):
+        without = measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"]
+        with telemetry():
+            ratios.append(measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"] / without)
+    slower = 100 * (1 - statistics.median(ratios))
+    print(f"telemetry: {alone['percent']:.2f} % of one processor; decoding {slower:+.1f} % slower (median of {pairs})")
+    return alone["percent"] <= TELEMETRY
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifacts", type=Path, nargs="+")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=BenchConfig().min_seconds, help="at least so long a run")
+    parser.add_argument("--threads", type=int, default=BenchConfig().threads)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as out:
+        arguments = Path(out), options.pairs, options.seconds, options.threads
+        quiet = noise(options.artifacts, *arguments)
+        cheap = overhead(options.artifacts[0], *arguments)
+    sys.exit(0 if quiet and cheap else 1)
+
+
+if __name__ == "__main__":
+    main()
