@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from device_bench.devices import _passes
 from device_bench.devices._bundle import bundle
+from device_bench.devices._claim import MARGIN_S, Claim
 from device_bench.devices._link import Link, Lost
 from device_bench.devices._method import observe
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
 from device_bench.devices._sensors import Sensors
-from device_bench.devices._workspace import Workspace
+from device_bench.devices._workspace import SECONDS_PER_BYTE, Workspace
 from device_bench.devices.base import Device, Progress
 from device_bench.sensors.base import Absent
 from device_bench.sensors.cpus import big_cluster, cpus, mask
@@ -66,6 +67,11 @@ class RemoteDevice(Device):
         return Workspace(self.link, self.root())
 
     @cached_property
+    def claim(self) -> Claim:
+        """The right to use the device."""
+        return Claim(self.link, self.root())
+
+    @cached_property
     def sensors(self) -> Sensors:
         """The device's sensors."""
         sensors = Sensors(self.android)
@@ -92,7 +98,11 @@ class RemoteDevice(Device):
         return Path(tempfile.mkdtemp(prefix="pocketvlm-bench-"))
 
     def push(self, artifact: Path) -> Path:
-        """Bring the runner and an artifact to the device; returns the artifact on this machine."""
+        """Bring the runner and an artifact to the device; returns the artifact on this machine.
+
+        Raises:
+            UserError: another bench uses the device, it is full, or there is no runner for it.
+        """
         asker = Asker(artifact)
         identity = self.identify()
         arch, self.emulated = identity.arch or "unknown", identity.kind == "emulated"
@@ -103,6 +113,8 @@ class RemoteDevice(Device):
         files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
         self._files, fresh = files, self._pushed != artifact
         self._pushed = artifact
+        size = sum(path.stat().st_size for path in files.values())
+        self.again(lambda: self.claim.take(MARGIN_S + size * SECONDS_PER_BYTE))
         self.again(lambda: self._bring(fresh))
         return artifact
 
@@ -117,6 +129,8 @@ class RemoteDevice(Device):
     def run(self, job: dict[str, Any], log: Path, timeout_s: float, on_progress: Progress) -> dict[str, Any]:
         """Run one pass in a fresh process of the runner."""
         whole = _passes.Job(**job, log=log, timeout_s=timeout_s)
+        longest = MARGIN_S + timeout_s + whole.sustained_s + whole.idle_s + whole.cool_s
+        self.again(lambda: self.claim.take(longest))
         found = self.again(lambda: _passes.PASSES[whole.kind](self, whole, on_progress))
         imported = dict.fromkeys(FORBIDDEN, False)
         return {"engine": self._bundle.engine, "emulated": False, "imported": imported, **found}
@@ -222,7 +236,9 @@ class RemoteDevice(Device):
             energy = reading.power_mw
         elif reading.charging is True and reading.power_source.startswith("battery"):
             energy = Absent("its battery is charging, so that its current says nothing")
+        holder = self.again(self.claim.holder)
         return {
+            "use": Absent(f"another bench ({holder}) is measuring on it") if holder else "free",
             "heat": heat if isinstance(heat, Absent) else f"{heat:.1f} degrees",
             "throttling": clocks if isinstance(status, Absent) else f"thermal status {status}",
             "fast processors": cluster if isinstance(cluster, Absent) else ", ".join(map(str, cluster)),
@@ -248,17 +264,20 @@ class RemoteDevice(Device):
     def clean_up(self) -> None:
         """Kill what still runs on the device, remove our folder there and the one here."""
         try:
-            if "workspace" in vars(self):
+            if "claim" in vars(self):
                 self.again(self._clean_device)
         finally:
             if "_scratch" in vars(self):
                 shutil.rmtree(self.__dict__.pop("_scratch"), ignore_errors=True)
 
     def _clean_device(self) -> None:
+        if not self.claim.is_ours():
+            return  # what runs there now is another bench's
         self.end_timing()
         kill_all(self.link, self.workspace.root)
         self.workspace.remove()
         kill_all(self.link, self.workspace.root)  # what a broken connection started late, now without a folder
+        self.claim.release()
 
 
 def _ending(code: int | None, failed: str | None) -> str:

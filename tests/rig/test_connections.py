@@ -46,6 +46,7 @@ def test_exit_codes_errors_and_quoting_survive_the_real_connection(spec: str) ->
 def test_a_large_file_arrives_and_returns_unchanged(rig: Rig, spec: str, tmp_path: Path) -> None:
     device = remote(spec)
     (tmp_path / "large").write_bytes(random.Random(0).randbytes(100_000_000))
+    device.claim.take(60)
     try:
         assert device.workspace.push({"job/large": tmp_path / "large"}) == ["job/large"]
         assert device.workspace.push({"job/large": tmp_path / "large"}) == []

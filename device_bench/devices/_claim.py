@@ -1,0 +1,93 @@
+"""One bench at a time on a device: a file beside our folder there says which process of which computer has it.
+
+Two benches would slow each other down and remove each other's files. The file is made in one step (`set -C`), carries
+the moment until which it counts on the device's own clock, and is renewed before every pass, so that a bench that died
+keeps nobody waiting for ever.
+"""
+
+import errno
+import os
+import re
+import secrets
+import socket
+
+from device_bench.devices._link import Link, quote
+from vlm.errors import UserError
+
+MARGIN_S = 300  # beyond what a pass may take, for what lies between two
+_TAKE = """
+now=$(date +%s); line="{token} {who} $((now+{seconds}))"
+(set -C; echo "$line" >{file}) 2>/dev/null && exit 0
+read held who until 2>/dev/null <{file}
+case $held in ''|{token}|{dead}) until=0;; esac
+[ "${{until:-0}}" -gt "$now" ] && echo "$held $who $((until-now))" && exit 3
+echo "$line" >{file}.{token} && mv {file}.{token} {file}
+"""
+_HELD = 3
+
+
+class Claim:
+    """The right to use a device.
+
+    Args:
+        link: the connection.
+        root: our folder there; the file lies beside it.
+    """
+
+    def __init__(self, link: Link, root: str) -> None:
+        self._link, self.file = link, f"{root}.lock"
+        self._token, self._host = secrets.token_hex(8), re.sub(r"[^\w.-]", "-", socket.gethostname()) or "unknown"
+
+    def take(self, seconds: float) -> None:
+        """Take the device for so long, or keep it if it is ours.
+
+        Raises:
+            UserError: another bench has it; the message names it.
+            Lost: the connection broke.
+        """
+        if (holder := self._try(seconds)) and self._is_dead(holder):
+            holder = self._try(seconds, dead=holder[0])
+        if holder:
+            minutes = -(-int(holder[2]) // 60)
+            raise UserError(
+                f"--device {self._link.spec}: in use: another bench ({holder[1]}) has it for at most {minutes} more "
+                f"min. Wait for it; if it is no more, remove {self.file} there."
+            )
+
+    def holder(self) -> str | None:
+        """Which bench of another process has the device now, or None."""
+        held = self._link.output("cat", self.file).split()
+        now = self._link.output("date", "+%s").strip()
+        valid = len(held) == 3 and held[2].isdigit() and now.isdigit() and int(held[2]) > int(now)
+        return held[1] if valid and held[0] != self._token else None
+
+    def is_ours(self) -> bool:
+        """Whether no other bench has taken the device."""
+        return self._link.output("cat", self.file).split()[:1] == [self._token]
+
+    def release(self) -> None:
+        """Let others have the device."""
+        self._link.words("rm", "-f", self.file)
+
+    def _try(self, seconds: float, dead: str = "-") -> list[str] | None:
+        """Take it; or who has it: a secret, computer and process, remaining seconds."""
+        who = f"{self._host}:{os.getpid()}"
+        script = _TAKE.format(token=self._token, who=who, seconds=round(seconds), dead=dead, file=quote(self.file))
+        done = self._link.run(script)
+        if done.code == _HELD:
+            return done.out.split()
+        if done.code != 0:
+            reason = done.err.strip().splitlines()[-1:] or ["no reason given"]
+            raise UserError(f"--device {self._link.spec}: {self.file} cannot be written: {reason[0]}.")
+        return None
+
+    def _is_dead(self, holder: list[str]) -> bool:
+        """Whether it is a process of this computer that has ended."""
+        host, _, pid = holder[1].rpartition(":")
+        if host != self._host or not pid.isdigit():
+            return False
+        try:
+            os.kill(int(pid), 0)
+        except OSError as error:
+            return error.errno == errno.ESRCH
+        return False

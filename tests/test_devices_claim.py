@@ -1,0 +1,83 @@
+"""One bench at a time on a device: the second is told who has it, and nobody waits for the dead."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from device_bench.devices import _link, ssh
+from device_bench.devices._claim import Claim
+from tests.shell_link import ShellLink
+from vlm.errors import UserError
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> ShellLink:
+    monkeypatch.setattr(_link, "POLL_S", 0.001)
+    return ShellLink()
+
+
+def another(link: ShellLink, root: Path) -> Claim:
+    """The claim of a bench on another computer."""
+    claim = Claim(link, str(root))
+    claim._host = "elsewhere"
+    return claim
+
+
+def test_a_second_bench_is_told_who_has_the_device_until_the_first_is_done(link: ShellLink, tmp_path: Path) -> None:
+    first, second = another(link, tmp_path / "x"), Claim(link, str(tmp_path / "x"))
+    first.take(90)
+    who = f"elsewhere:{os.getpid()}"
+    with pytest.raises(UserError, match=rf"in use: another bench \({who}\) has it for at most 2 more min.*x\.lock"):
+        second.take(60)
+    assert first.is_ours() and not second.is_ours() and second.holder() == who and first.holder() is None
+    first.take(60)
+    first.release()
+    second.take(60)
+    assert second.is_ours() and not first.is_ours()
+
+
+def test_a_claim_that_has_run_out_is_taken_over_and_its_owner_is_told(link: ShellLink, tmp_path: Path) -> None:
+    first, second = another(link, tmp_path / "x"), another(link, tmp_path / "x")
+    first.take(-1)
+    second.take(60)
+    with pytest.raises(UserError, match="in use"):
+        first.take(60)
+
+
+def test_a_bench_of_this_computer_that_died_is_not_waited_for(link: ShellLink, tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    first, second = Claim(link, str(tmp_path / "x")), Claim(link, str(tmp_path / "x"))
+    first.take(600)
+    file = Path(first.file)
+    file.write_text(file.read_text().replace(f":{os.getpid()} ", f":{child} "))
+    second.take(60)
+    assert second.is_ours()
+
+
+def test_a_place_that_cannot_be_written_is_named(link: ShellLink, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing/x\.lock cannot be written: .*"):
+        Claim(link, str(tmp_path / "missing" / "x")).take(60)
+
+
+def test_cleaning_up_leaves_the_files_of_the_bench_that_has_the_device(link: ShellLink, tmp_path: Path) -> None:
+    class Board(ssh.SshDevice):
+        def root(self) -> str:
+            return str(tmp_path / "x")
+
+    other = another(link, tmp_path / "x")
+    other.take(60)
+    (tmp_path / "x").mkdir()
+    device = Board("me", "board", 22)
+    device.link = link
+    with pytest.raises(UserError, match="in use"):
+        device.claim.take(60)
+    device.clean_up()
+    assert (tmp_path / "x").is_dir() and other.is_ours()
+    other.release()
+    device.claim.take(60)
+    device.clean_up()
+    assert sorted(tmp_path.iterdir()) == []
