@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from vlm.data.scenes.draw import IMAGE_SIZE, render
 from vlm.data.scenes.scene import TOWER_START, VALIDATION_START, make_scene
 from vlm.data.scenes.tokenizer import train_tokenizer
 from vlm.errors import UserError
+from vlm.folders import finished_folder
 from vlm.manifest import CLIP_MEAN, CLIP_STD
 
 PATCH = 4
@@ -228,13 +228,11 @@ def _optimise(reader: AttributeReader, steps: int, seed: int, started: float, by
 
 
 def _write(tower: CLIPVisionModel, out: Path, facts: dict[str, object]) -> None:
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    tower.save_pretrained(partial)
-    train_tokenizer(partial)  # beside the tower, so that a model can be built from this folder alone
-    record = {"command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]), **facts}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    partial.rename(out)
+    with finished_folder(out) as folder:
+        tower.save_pretrained(folder)
+        train_tokenizer(folder)  # beside the tower, so that a model can be built from this folder alone
+        record = {"command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]), **facts}
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> int:

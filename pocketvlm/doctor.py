@@ -28,7 +28,6 @@ PACKAGES = (
     ("safetensors", "safetensors", "torch", ALL_FORMATS),
     ("sentencepiece", "sentencepiece", "torch", ()),
     ("huggingface_hub", "huggingface_hub", "torch", ()),
-    ("filelock", "filelock", "torch", ()),
     ("accelerate", "accelerate", "distill", ()),
     ("deepspeed", "deepspeed", "distill", ()),
     ("peft", "peft", "distill", ()),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +17,8 @@ from pocketvlm.ledger import Ledger, Step
 from pocketvlm.progress import Progress
 from pocketvlm.steps import road
 from vlm.config import Config
-from vlm.errors import CheckFailed, UserError
-from vlm.folders import write_atomic
+from vlm.errors import CheckFailed
+from vlm.folders import locked, write_atomic
 
 
 class RunConfig(Config):
@@ -61,7 +57,7 @@ def run(config: RunConfig, run_dir: Path, progress: Progress) -> tuple[list[Outc
     Raises:
         UserError: another run works in the folder, an input is missing, or a stage needs something changed.
     """
-    with locked(run_dir):
+    with locked(run_dir / ".lock", wait=False):
         write_atomic(run_dir / "config.yaml", config.dump())
         ledger = Ledger(run_dir)
         steps = road(config, run_dir)
@@ -111,27 +107,3 @@ def advance(ledger: Ledger, step: Step, failures: dict[str, str], progress: Prog
         failures.update({product.name: str(failure) for product in step.products})
         return Outcome(step.title, "failed", str(failure).splitlines()[0], round(time.monotonic() - start, 2))
     return Outcome(step.title, "built", reasons[0], seconds)
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock goes with the process, however it ends.
-
-    Raises:
-        UserError: a run works in the folder; names its process.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"{run_dir}: another run (process {holder}) works in this folder. Wait for it or choose another --out."
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from pocketvlm import sources, steps
-from pocketvlm.pipeline import RunConfig, locked
+from pocketvlm.pipeline import RunConfig
 from tests import road
 from vlm.errors import UserError
+from vlm.folders import locked
 
 ROOT = Path(__file__).parents[1]
 STUDENTS = ["student", "undistilled"]
@@ -185,7 +186,10 @@ def test_a_killed_run_goes_on_from_the_last_finished_step(run_dir: Path, product
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run_dir: Path) -> None:
-    with locked(run_dir), pytest.raises(UserError, match=rf"process {os.getpid()}\) works in this folder"):
+    with (
+        locked(run_dir / ".lock", wait=False),
+        pytest.raises(UserError, match=rf"process {os.getpid()}\) works in this folder"),
+    ):
         road.walk(run_dir)
     road.walk(run_dir)
 

@@ -1,6 +1,7 @@
 """Finished folders: a stage writes into `<out>.partial` and renames at the end, so a folder that exists is complete."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -48,10 +49,39 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "pocketvlm"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+@contextmanager
+def locked(file: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock that only one process can have and that goes with the process, however it ends.
+
+    Args:
+        file: of the lock; made if need be, with its folder. It says which process holds the lock.
+        wait: for the process that holds it, instead of giving up.
+    Raises:
+        UserError: another process holds the lock and it was not to be waited for.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise UserError(
+                f"{file.parent}: another run (process {lock.read().strip() or 'unknown'}) works in this folder. Wait "
+                "for it or choose another --out."
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        temporary.write_bytes(content)
     os.replace(temporary, path)
 
 

@@ -1,10 +1,9 @@
 """Writing the offline teacher: a size forecast, shards by any number of processes, a check against the live teacher."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from distill.teacher.signals import Batch
 from distill.training.processes import Processes
 from vlm.data.collator import IGNORE
 from vlm.errors import CheckFailed, UserError
-from vlm.folders import write_atomic
+from vlm.folders import locked, write_atomic
 
 STARTED = "started.json"  # the identity of a cache that is being written
 TOLERANCE = 0.01  # relative distance of an output from the live teacher's: float16 has 0.0005
@@ -74,7 +73,8 @@ class CacheWriter:
             UserError: the disk does not hold it, or an unfinished cache of something else is there.
             CheckFailed: what was written is not what the live teacher says.
         """
-        with _locked(self.folder, who):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock") if who.first else nullcontext():
             if who.first and not (self.folder / MANIFEST).is_file():
                 self._start(data)
             who.wait()
@@ -275,15 +275,3 @@ def _inputs(rows: Rows, indices: list[int]) -> dict[str, Any] | None:
 
 def _half(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.to("cpu", HALF)
-
-
-@contextmanager
-def _locked(folder: Path, who: Processes) -> Iterator[None]:
-    """Keep other runs from writing the same cache meanwhile; the lock goes with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not who.first:
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -22,15 +22,16 @@ def distill(
     """Distil a student; a killed distillation goes on from its last checkpoint."""
     from pocketvlm.console import print_json
     from pocketvlm.ledger import Ledger
-    from pocketvlm.pipeline import advance, locked
+    from pocketvlm.pipeline import advance
     from pocketvlm.progress import Progress
     from pocketvlm.steps import distill as distill_step
     from vlm.errors import CheckFailed
+    from vlm.folders import locked
 
     settings, name = load(config, overrides)
     run_dir = out or Path("runs") / name
     failures: dict[str, str] = {}
-    with locked(run_dir), Progress(quiet=as_json) as progress:
+    with locked(run_dir / ".lock", wait=False), Progress(quiet=as_json) as progress:
         ledger, step = Ledger(run_dir), distill_step(settings, run_dir)
         if any(ledger.why(product) for product in step.products):
             progress.start({step.title: ledger.expected_s(step)})

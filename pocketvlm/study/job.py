@@ -14,10 +14,11 @@ from typing import get_args
 
 from pocketvlm.console import CHECK_FAILED, DONE, USER_ERROR
 from pocketvlm.ledger import Ledger
-from pocketvlm.pipeline import RunConfig, locked
+from pocketvlm.pipeline import RunConfig
 from pocketvlm.study.cells import CONFIG, Cell
 from pocketvlm.study.config import Split
 from vlm.errors import CheckFailed, UserError
+from vlm.folders import locked
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -28,7 +29,7 @@ def work(folder: Path, task: str) -> None:
     cell = Cell(config.name, config.distill.seed, config, folder)
     split = next((split for split in SPLITS if split == task), None)
     step = cell.evaluation(split) if split else cell.training()
-    with locked(folder):
+    with locked(folder / ".lock", wait=False):
         Ledger(folder).build(step, lambda fraction, message: say(fraction=fraction, message=message))
 
 

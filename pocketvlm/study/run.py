@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketvlm.pipeline import locked
 from pocketvlm.study import cells, pool
 from pocketvlm.study.curves import draw
 from pocketvlm.study.reading import Readings, study_hash
 from pocketvlm.study.summary import STEPS, TIME, Comparison, Study, summarise, write
 from vlm.errors import CheckFailed
-from vlm.folders import write_atomic
+from vlm.folders import locked, write_atomic
 
 if TYPE_CHECKING:
     from pocketvlm.ledger import Step
@@ -41,7 +40,7 @@ def study(config: StudyConfig, file: Path, out: Path, quiet: bool = False, read_
     readings, identity = Readings(file), study_hash(config)
     if config.split == "test":
         readings.check(identity, read_again)
-    with locked(out):
+    with locked(out / ".lock", wait=False):
         write_atomic(out / "config.yaml", config.dump())
         failures: Failures = {}
 

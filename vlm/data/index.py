@@ -1,15 +1,12 @@
 """A records file of any size, read one record at a time: where each record lies is found once and kept on disk."""
 
-import fcntl
 import hashlib
 import io
 import json
 import mmap
-import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import UserError
+from vlm.folders import locked, write_atomic
 
 Progress = Callable[[float], None]  # share done, from 0 to 1
 
@@ -59,7 +57,7 @@ class RecordFile(Sequence[Any]):
         self.path = path
         self.stamp = _stamp(path)
         self.folder = cache / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-        with locked(self.folder):
+        with locked(self.folder / "lock"):
             if not self._is_current():
                 self._build(progress)
 
@@ -103,30 +101,14 @@ class RecordFile(Sequence[Any]):
             raise _no_list(self.path, "nothing")
         (self.folder / "stamp.json").unlink(missing_ok=True)  # written last: an index with a stamp is whole
         save_array(self.folder / "ranges.npy", np.frombuffer(places, dtype=np.int64).reshape(-1, 2))
-        replace(self.folder / "stamp.json", json.dumps(self.stamp, indent=1).encode())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, so that of several processes one builds; a killed one leaves no lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        write_atomic(self.folder / "stamp.json", json.dumps(self.stamp, indent=1))
 
 
 def save_array(path: Path, values: np.ndarray) -> None:
     """Write an array as .npy so that a reader sees the old file or the new one, never a part."""
     buffer = io.BytesIO()
     np.save(buffer, values)
-    replace(path, buffer.getvalue())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomic(path, buffer.getvalue())
 
 
 def _stamp(path: Path) -> dict[str, Any]:

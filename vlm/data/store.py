@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from vlm.data.collator import Encoder
-from vlm.data.index import BrokenRecord, RecordFile, locked, replace, save_array
+from vlm.data.index import BrokenRecord, RecordFile, save_array
 from vlm.data.llava import llava_record
 from vlm.data.records import Record
+from vlm.folders import locked, write_atomic
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done from 0 to 1
 
@@ -57,7 +58,7 @@ class MeasuredFile:
         self.records = RecordFile(path, cache, lambda share: progress(f"{name}: finding the records", share))
         key = [VERSION, self.records.stamp, encoder.identity(), template]
         folder = self.records.folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        with locked(folder):
+        with locked(folder / "lock"):
             if not (folder / "lengths.npy").is_file():
                 self._measure(folder, encoder, progress)
         self.lengths: np.ndarray = np.load(folder / "lengths.npy", mmap_mode="r")
@@ -85,7 +86,7 @@ class MeasuredFile:
                 lengths.append(part)
                 broken += wrong
                 progress(f"{self.name}: measuring the records", done / len(jobs))
-        replace(folder / "broken.json", json.dumps(broken).encode())
+        write_atomic(folder / "broken.json", json.dumps(broken))
         save_array(folder / "lengths.npy", np.concatenate(lengths))  # written last: where it is, all is
 
 

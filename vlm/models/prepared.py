@@ -2,11 +2,9 @@
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
-from filelock import FileLock
-
+from vlm.folders import cache_folder, locked
 from vlm.models import upstream
 from vlm.models.hub import locate
 from vlm.models.importing import Progress, read_config, to_hf
@@ -30,10 +28,8 @@ def prepared(name: Path, progress: Progress | None = None) -> Path:
     folder = locate(name)
     if not upstream.is_upstream(read_config(folder)):
         return folder
-    cache = Path(os.environ.get("POCKETVLM_CACHE") or Path.home() / ".cache" / "pocketvlm")
-    out = cache / f"{name.name}-{_fingerprint(folder)}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f"{out.name}.lock")):
+    out = cache_folder() / f"{name.name}-{_fingerprint(folder)}"
+    with locked(out.with_name(f"{out.name}.lock")):
         if not out.exists():
             _log.warning("%s is in upstream's layout: converting it once, into %s", folder, out)
             to_hf(folder, out, progress=progress)
