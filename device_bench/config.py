@@ -1,8 +1,11 @@
 """What to measure and how often."""
 
-from pydantic import Field, field_validator
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from vlm.config import Config
+from vlm.data.scenes.question import FAMILIES
 from vlm.registry import require
 
 
@@ -11,6 +14,8 @@ class BenchConfig(Config):
 
     device: str = "local"  # local | adb[:SERIAL] | ssh:USER@HOST[:PORT]
     tasks: list[str] = ["scenes"]
+    data: str | None = None  # folder with the questions of real benchmarks (docs/benchmarks.md)
+    limit: int | None = Field(None, ge=1)  # ask about so many questions of each benchmark, drawn with seed 0
     scenes: int = Field(150, ge=1)  # test images of the built-in benchmark
     iterations: int = Field(20, ge=1)
     warmup: int = Field(5, ge=0)
@@ -32,11 +37,11 @@ class BenchConfig(Config):
         require("device_bench.devices", device.partition(":")[0])
         return device
 
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_bring_questions(cls, tasks: list[str]) -> list[str]:
+    @model_validator(mode="after")
+    def _tasks_bring_questions(self) -> Self:
         from device_bench.evaluate import asking
 
-        for task in tasks:
-            asking(task)
-        return tasks
+        for task in self.tasks:
+            if self.data is None or task not in FAMILIES:
+                asking(task)
+        return self

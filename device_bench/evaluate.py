@@ -108,7 +108,7 @@ def asking(name: str) -> ModuleType:
     if name in names(TASKS):
         raise UserError(
             f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. Its questions lie in a "
-            f"folder: pocketvlm eval MODEL --tasks {name} --data DIR (docs/benchmarks.md)."
+            "folder: give it with --data (docs/benchmarks.md)."
         )
     raise UserError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
 

@@ -9,7 +9,7 @@ from typing import Any
 from device_bench.config import BenchConfig
 from device_bench.devices import open_device
 from device_bench.devices.base import Device
-from device_bench.evaluate import asking
+from device_bench.evaluate import questions
 from device_bench.result import Recorder, describe
 from vlm.errors import CheckFailed, UserError
 
@@ -20,7 +20,7 @@ def silent(fraction: float, message: str) -> None:
     """Progress that nobody watches."""
 
 
-JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "scenes", "max_new_tokens"}
+JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "data", "limit", "scenes", "max_new_tokens"}
 # Share of an artifact's time that each pass takes, for the progress bar.
 SHARES = {"load": 0.1, "latency": 0.15, "sustained": 0.0, "memory": 0.05, "accuracy": 0.7}
 
@@ -137,6 +137,8 @@ def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
     """Run the passes in their order and record each as soon as it is there."""
     config, name = recorder.config, recorder.name
     settings = config.model_dump(include=JOB_SETTINGS | device.settings)
+    if config.data:
+        settings["data"] = str(Path(config.data).resolve())  # a pass works in another folder
     job = {"artifact": device.push(recorder.artifact), **settings}
     # Once, and untimed: whether every file is whole, and what the engine compiles on first use.
     prepare = {**job, "kind": "prepare", "threads": config.threads}
@@ -168,5 +170,5 @@ def _check(config: BenchConfig, artifacts: list[Path]) -> None:
         )
     for artifact in artifacts:
         describe(artifact)  # a damaged one is found before the first is measured
-    for task in config.tasks:
-        asking(task)
+    if config.data:
+        questions(config.tasks, 1, Path(config.data))  # and so are questions that are not there

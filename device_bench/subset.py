@@ -3,8 +3,25 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from device_bench.evaluate import questions, versions
 from device_bench.tasks.base import BenchQuestion
+
+
+def chosen(
+    tasks: Sequence[str], scenes: int, data: str | None, limit: int | None
+) -> tuple[list[BenchQuestion], dict[str, dict[str, Any]]]:
+    """What a bench asks, and which editions of real benchmarks it is from.
+
+    Args:
+        tasks, scenes, data, limit: as in BenchConfig.
+    Raises:
+        UserError: there is no such benchmark, or its questions are not there.
+    """
+    asked = questions(tasks, scenes, Path(data) if data else None)
+    return subset(asked, limit, 0) if limit else asked, versions(asked)
 
 
 def subset(questions: Sequence[BenchQuestion], limit: int, seed: int) -> list[BenchQuestion]:

@@ -45,6 +45,8 @@ class Job(Config):
     iterations: int
     decode_tokens: int
     tasks: list[str]
+    data: str | None
+    limit: int | None
     scenes: int
     max_new_tokens: int
     min_seconds: float
@@ -108,9 +110,10 @@ def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Answer the benchmarks, image by image; every answer is on the disk before the next image."""
     # Here, so that the benchmarks do not count into the memory of the other passes.
-    from device_bench.evaluate import evaluate, questions, score
+    from device_bench.evaluate import evaluate, publish, score
+    from device_bench.subset import chosen
 
-    asked = questions(job.tasks, job.scenes)
+    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit)
     samples: list[Sample] = []
     with job.answers.open("w") as file:
         for _, group in groupby(asked, key=lambda question: question.image):
@@ -119,7 +122,7 @@ def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any
             file.flush()
             samples += answered
             on_progress(len(samples) / len(asked), f"accuracy: {len(samples)} of {len(asked)} questions")
-    return {"accuracy": score(samples)}
+    return {"accuracy": publish(score(samples), editions)}
 
 
 PASSES: dict[Pass, Callable[[Runtime, Job, Progress], dict[str, Any]]] = {

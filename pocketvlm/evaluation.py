@@ -32,11 +32,15 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be loaded, or a benchmark has no validation split.
     """
-    from device_bench.evaluate import evaluate, questions, save_answers, score
+    from device_bench.evaluate import evaluate, publish, save_answers, score
+    from device_bench.subset import chosen
     from vlm.runtimes import open_runtime
 
     runtime = open_runtime(checkpoint, config.threads)
-    asked = questions(config.tasks, config.scenes) if split == "test" else validation_questions(config)
+    if split == "test":
+        asked, editions = chosen(config.tasks, config.scenes, config.data, config.limit)
+    else:
+        asked, editions = validation_questions(config), {}
 
     def say(done: int, total: int) -> None:
         if on_progress:
@@ -45,7 +49,7 @@ def evaluate_checkpoint(
     samples = evaluate(runtime, asked, config.max_new_tokens, say)
     with finished_folder(out) as folder:
         save_answers(samples, folder / "answers.jsonl")
-        tree = {"accuracy": score(samples), "answers": "answers.jsonl", "scenes": config.scenes}
+        tree = {"accuracy": publish(score(samples), editions), "answers": "answers.jsonl", "scenes": config.scenes}
         (folder / "eval.json").write_text(json.dumps(tree, indent=1) + "\n")
     return out
 

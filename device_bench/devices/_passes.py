@@ -10,8 +10,9 @@ from device_bench.devices._requests import Asker, Reply, Request, Results
 from device_bench.devices._rules import measured, telemetry_rows
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.devices.base import Progress
-from device_bench.evaluate import grade, questions, score
+from device_bench.evaluate import grade, publish, score
 from device_bench.sensors.base import Absent
+from device_bench.subset import chosen
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.config import Config
 from vlm.data.scenes.draw import render
@@ -40,6 +41,8 @@ class Job(Config):
     iterations: int
     decode_tokens: int
     tasks: list[str]
+    data: str | None
+    limit: int | None
     scenes: int
     max_new_tokens: int
     min_seconds: float
@@ -159,14 +162,15 @@ def memory(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str,
 
 def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
     """Ask the benchmarks there and score the answers here, with the same scorer as on this machine."""
-    asker, asked = Asker(job.artifact), questions(job.tasks, job.scenes)
+    asker = Asker(job.artifact)
+    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit)
     ask, problems = asker.requests(asked, device.scratch)
     settings = {**_settings(asker, max_new_tokens=job.max_new_tokens), "reuse_images": 1}
     watching = Watching(on_progress, "accuracy", len(ask))
     replies = device.answer(job, settings, ask, watching).replies if ask else []
     samples = _graded(asker, asked, replies, problems)
     device.save("answers.jsonl", [asdict(sample) for sample in samples])
-    return {"load_ms": None, "accuracy": score(samples)}
+    return {"load_ms": None, "accuracy": publish(score(samples), editions)}
 
 
 PASSES: dict[str, Callable[["RemoteDevice", Job, Progress], dict[str, Any]]] = {

@@ -19,20 +19,27 @@ def bench(
         typer.Option(help="local, adb[:SERIAL] or ssh:USER@HOST[:PORT]; may be given several times. [default: local]"),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Benchmarks, separated by commas; '' for none.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the questions of real benchmarks.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask about so many questions of each benchmark.")] = None,
     scenes: Annotated[int | None, typer.Option(help="Test images of the built-in benchmark.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Timed answers.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one pass may take. [default: 900]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure artifacts, each in a fresh process from its folder alone."""
     from device_bench.config import BenchConfig
     from device_bench.run import run_on
-    from pocketvlm.commands._options import given, names
+    from pocketvlm.commands._options import given, names, ready
+    from pocketvlm.commands.evaluate import LONG_ANSWER
     from pocketvlm.progress import Progress
 
-    options = given(tasks=names(tasks), scenes=scenes, iterations=iterations, threads=threads)
+    options = given(tasks=names(tasks), limit=limit, scenes=scenes, iterations=iterations, threads=threads)
+    options |= given(timeout_s=timeout) | ({"data": str(data), "max_new_tokens": LONG_ANSWER} if data else {})
     devices = device or ["local"]
     config = BenchConfig.parse({"device": devices[0], **options}, "pocketvlm bench")
+    for artifact in artifacts:
+        ready(artifact, as_json)
     with Progress(quiet=as_json) as progress:
         progress.single("measure", 25.0 * len(artifacts))
         results = run_on(devices, config, artifacts, out, progress.update)
