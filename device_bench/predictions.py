@@ -1,25 +1,27 @@
 """Score answer files that others wrote: `pocketvlm eval --predictions FILE --tasks T --data DIR`.
 
-Layouts: LLaVA's and MobileVLM's answer lines ({"question_id", "prompt", "text"}), predictions for GQA's eval.py,
-LLaVA's ScienceQA result ({"correct": [...], "incorrect": [...]}), its MMBench upload (.xlsx), the MME tool's result
-folder, and VLMEvalKit's results (.xlsx, .tsv, .csv, .json: the question's columns and `prediction`), which hold the
-truth themselves.
+Layouts: LLaVA's and MobileVLM's answer lines ({"question_id", "prompt", "text"}), predictions for GQA's eval.py, POPE's
+own answers of one setting ({"question", "answer"}), LLaVA's ScienceQA results ({"correct": [...], "incorrect": [...]},
+{"outputs": {...}}) and those of ScienceQA's own script ({"results": {...}}), LLaVA's MMBench upload (.xlsx), the MME
+tool's result folder, and VLMEvalKit's results (.xlsx, .tsv, .csv, .json: the question's columns and `prediction`),
+which hold the truth themselves.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from device_bench import vlmevalkit
 from device_bench.evaluate import Accuracy, grade, publish, score, task
-from device_bench.rows import INDEX, PREDICTION, TRUTH, Row, find, read_rows, text_of
+from device_bench.rows import EMPTY_CELLS, INDEX, PREDICTION, SAID, TRUTH, Row, find, id_of, read_rows, text_of
 from device_bench.tasks import mme
 from device_bench.tasks.base import BenchQuestion, Sample, Task
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
 
-ANSWER = ("text", "prediction", "pred", "answer")  # LLaVA, GQA and VLMEvalKit, LLaVA's ScienceQA result, POPE
+ANSWER = (*SAID, "answer")  # LLaVA, GQA and VLMEvalKit, LLaVA's ScienceQA result; POPE
 Pairs = list[tuple[BenchQuestion, str]]
 
 
@@ -46,12 +48,15 @@ def score_predictions(predictions: Path, name: str, data: Path | None) -> tuple[
         rows = read_rows(predictions)
         if not rows:
             raise UserError(f"{predictions}: no answers in it. Run the model again.")
-        from_kit = PREDICTION in rows[0] and INDEX in rows[0]
+        from_kit = INDEX in rows[0] and any(PREDICTION in row for row in rows)  # empty cells are left out
         pairs, version = (_from_vlmevalkit if from_kit else _from_lines)(predictions, rows, rules, data)
     samples = [grade(question, answer) for question, answer in pairs]
     accuracy = publish(score(samples), {name: version})
     if from_kit:
-        accuracy["tasks"][name]["details"]["vlmevalkit"] = vlmevalkit.line(name, samples)
+        read = samples
+        if predictions.suffix.lower() != ".json":  # VLMEvalKit makes text of pandas' NaN
+            read = [replace(sample, answer="nan") if sample.answer in EMPTY_CELLS else sample for sample in samples]
+        accuracy["tasks"][name]["details"]["vlmevalkit"] = vlmevalkit.line(name, read)
     return accuracy, samples
 
 
@@ -66,11 +71,14 @@ def _from_lines(predictions: Path, rows: Sequence[Row], rules: Task, data: Path 
     if data is None:
         raise UserError(f"{predictions}: holds no right answers. Give the folder with the questions with --data.")
     questions = rules.load(data)
+    if named := getattr(rules, "named", None):
+        rows, questions = named(rows, questions, predictions)
     answers: dict[Hashable, str] = {}
     for number, row in enumerate(rows, 1):
         place = f"{predictions}: answer {number}"
         answers[rules.answer_key(row, place)] = text_of(row, ANSWER, place)
-    return _match(predictions, answers, questions, rules, data)
+    pairs, version = _match(predictions, answers, questions, rules, data)
+    return pairs, {**version, "repeated": len(rows) - len(answers)}
 
 
 def _match(
@@ -78,17 +86,17 @@ def _match(
 ) -> tuple[Pairs, dict[str, Any]]:
     """Every question with its answer; answers to no question of the data are left out and counted."""
     pairs, missing, used = [], [], set()
+    unanswered = getattr(rules, "unanswered", None)
     for question in questions:
         key = next((key for key in rules.question_keys(question) if key in answers), None)
         if key is None:
             missing.append(question)
-            pairs.append((question, "FAILED"))
+            pairs.append((unanswered(question) if unanswered else question, "FAILED"))
         else:
             used.add(key)
             pairs.append((question, answers[key]))
     strangers = [key for key in answers if key not in used]
-    wrong_if_missing = getattr(rules, "UNANSWERED_IS_WRONG", False)
-    if not used or (strangers and missing) or (missing and not wrong_if_missing):
+    if not used or (strangers and missing) or (missing and not unanswered):
         example = f"; no question is {strangers[0]!r}" if strangers else ""
         first = f", first {missing[0].id!r}" if missing else ""
         raise UserError(
@@ -107,11 +115,12 @@ def _from_vlmevalkit(
     if TRUTH not in rows[0] and table is None:
         tables = " or ".join(rules.TABLES)
         raise UserError(f"{predictions}: has no column {TRUTH!r}. Give the folder that holds {tables} with --data.")
-    known = {row[INDEX]: row for row in read_rows(table)} if table and TRUTH not in rows[0] else {}
+    lacking = read_rows(table) if table and TRUTH not in rows[0] else []
+    known = {id_of(row, (INDEX,), str(table)): row for row in lacking}
     pairs: Pairs = []
     for number, row in enumerate(rows, 1):
         place = f"{predictions}: row {number}"
-        index = text_of(row, (INDEX,), place)
+        index = id_of(row, (INDEX,), place)
         if known and index not in known:
             raise UserError(
                 f"{place}: index {index} is not in {table}, which is another edition. Give the one answered."

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,8 +14,14 @@ from vlm.errors import UserError
 
 Row = dict[str, Any]
 TABLE = ".tsv"
-OUTPUTS = "outputs"  # of LLaVA's ScienceQA _result.json: question -> answer
+UTF_8 = "utf-8-sig"  # with or without a byte order mark
 PREDICTION, TRUTH, INDEX = "prediction", "answer", "index"  # VLMEvalKit's columns
+SAID = ("text", PREDICTION, "pred")  # a model's null or NaN in them is an empty answer, elsewhere an absent value
+# What LLaVA's and VLMEvalKit's scripts see as an empty cell, because pandas reads their tables.
+EMPTY_CELLS = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 # Folders of pictures: never searched for question files, they hold tens of thousands of names.
 PICTURES = {"images", "val2014", "train_images", "test_images", "answers", "answers_upload"}
 DEPTH = 4  # folders below --data in which a question file is looked for
@@ -76,12 +83,18 @@ def text_of(row: Row, names: Sequence[str], place: str) -> str:
         UserError: it has none of them; names file and row.
     """
     for name in names:
-        if name in row and row[name] is not None:
-            return str(row[name])
+        value = row.get(name)
+        if value is not None:
+            return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     raise UserError(
         f"{place}: no {' or '.join(repr(name) for name in names)} in this row (it has {', '.join(map(repr, row))}). "
         "Is this an answer file of the benchmark given with --tasks?"
     )
+
+
+def id_of(row: Row, names: Sequence[str], place: str) -> str:
+    """`text_of` a column of ids: pandas writes whole numbers as 3.0 where a cell of the column is empty."""
+    return text_of(row, names, place).removesuffix(".0")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -112,14 +125,14 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file. Correct the path of --predictions or --data.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding=UTF_8))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Download or write the file again.") from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     """JSON lines or one tree: POPE's labels are lines in a .json file, LLaVA's result is a tree in a .jsonl file."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding=UTF_8)
     # Not splitlines: an answer may hold a line separator that is none of JSON lines.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -128,14 +141,24 @@ def _json_rows(path: Path) -> Iterator[Row]:
         tree = json.loads(text)
     except ValueError:
         tree = None
-    if isinstance(tree, dict) and isinstance(tree.get(OUTPUTS), dict):
-        yield from ({"question_id": name, "text": text} for name, text in tree[OUTPUTS].items())
+    if isinstance(tree, dict) and (answers := _answers_by_id(tree)):
+        yield from ({"question_id": name, "text": text} for name, text in answers.items())
         return
     if tree is None or (isinstance(tree, dict) and not any(isinstance(part, list) for part in tree.values())):
         yield from (_object(path, number, _json_line(path, number, line)) for number, line in lines)
         return
     rows = [row for part in tree.values() if isinstance(part, list) for row in part] if isinstance(tree, dict) else tree
     yield from (_object(path, number, row) for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1))
+
+
+def _answers_by_id(tree: Row) -> dict[str, Any]:
+    """Of a ScienceQA result: LLaVA's `outputs`, else the `results` of ScienceQA's own script, places from 0 or -1."""
+    outputs, results = tree.get("outputs"), tree.get("results")
+    if isinstance(outputs, dict):
+        return outputs
+    if isinstance(results, dict) and all(isinstance(place, int) for place in results.values()):
+        return {name: ascii_uppercase[place] if place >= 0 else "" for name, place in results.items()}
+    return {}
 
 
 def _json_line(path: Path, number: int, line: str) -> Any:
@@ -153,9 +176,8 @@ def _object(path: Path, number: int, row: Any) -> Row:
             f"{path}:{number}: a JSON object was expected, found {type(row).__name__}. "
             "Write the answers again, one object a line."
         )
-    return {
-        name: value for name, value in row.items() if value is not None and value == value
-    }  # null and NaN are empty
+    null = {name for name, value in row.items() if value is None or value != value}  # NaN is not itself
+    return {name: "" if name in null else value for name, value in row.items() if name in SAID or name not in null}
 
 
 def tsv_rows(path: Path, delimiter: str = "\t") -> Iterator[tuple[Row, tuple[int, int]]]:
@@ -168,7 +190,7 @@ def tsv_rows(path: Path, delimiter: str = "\t") -> Iterator[tuple[Row, tuple[int
         with path.open("rb") as file:
             for line in file:
                 position += len(line)
-                yield line.decode("utf-8-sig" if position == len(line) else "utf-8")
+                yield line.decode(UTF_8 if position == len(line) else "utf-8")
 
     reader = csv.reader(lines(), delimiter=delimiter)
     header = next(reader, [])
@@ -184,7 +206,7 @@ def tsv_row(path: Path, start: int, end: int) -> Row:
     """One row of a table, from the bytes that `tsv_rows` said."""
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as file:
-        header = file.readline().decode("utf-8-sig")
+        header = file.readline().decode(UTF_8)
         file.seek(start)
         text = file.read(end - start).decode("utf-8")
     names, cells = next(csv.reader([header], delimiter="\t")), next(csv.reader([text], delimiter="\t"))

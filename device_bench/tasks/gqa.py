@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.pictures import picture_folder, table_rows
-from device_bench.rows import Row, find, need, read_json, text_of
+from device_bench.rows import Row, find, id_of, need, read_json, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -76,7 +76,7 @@ def from_row(row: Row, image: str) -> list[BenchQuestion]:
 
 def answer_key(row: Row, place: str) -> Hashable:
     """Take the id under LLaVA's name or, in files for GQA's eval.py, GQA's."""
-    return text_of(row, ("question_id", "questionId", "index"), place)
+    return id_of(row, ("question_id", "questionId", "index"), place)
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:

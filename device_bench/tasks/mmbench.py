@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from device_bench.pictures import table_rows
-from device_bench.rows import Row, need, text_of
+from device_bench.rows import EMPTY_CELLS, Row, id_of, need, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -48,7 +48,6 @@ EDITIONS: Editions = {
     (1164, 4329): "dev of October 2023, V1.0 (as MobileVLM V2)",
 }
 ROTATION = 1_000_000  # a rotated question's index is its number of rotations times this, plus the question's
-EMPTY = {"", "nan", "none"}  # as is_none of LLaVA's model_vqa_mmbench.py
 REJECTIONS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -90,14 +89,19 @@ def from_row(row: Row, image: str) -> list[BenchQuestion]:
         raise UserError(f"{place} has no answer: only the evaluation server scores the test split. Give the dev split.")
     options: list[str] = []
     for letter in LETTERS:
-        if str(row.get(letter, "")).lower() in EMPTY:
+        if _empty(str(row.get(letter, ""))):
             break
         options.append(str(row[letter]))
     hint = str(row.get("hint", ""))
     asked = [text_of(row, ("question",), place), *(f"{a}. {b}" for a, b in zip(LETTERS, options, strict=False)), CHOOSE]
-    prompt = "\n".join(asked if hint.lower() in EMPTY else [hint, *asked])
+    prompt = "\n".join(asked if _empty(hint) else [hint, *asked])
     group, kind = str(int(name) % ROTATION), str(row.get("category", "unknown"))
     return [BenchQuestion(name, image or group, "mmbench", kind, "", group, prompt, str(row["answer"]), tuple(options))]
+
+
+def _empty(cell: str) -> bool:
+    """is_none of LLaVA's model_vqa_mmbench.py."""
+    return cell in EMPTY_CELLS or cell.lower() in ("nan", "none")
 
 
 def answer_key(row: Row, place: str) -> Hashable:
@@ -111,7 +115,7 @@ def answer_key(row: Row, place: str) -> Hashable:
             f"{place}: round_id {row['round_id']}: answers of model_vqa_mmbench.py --all-rounds. The table holds every "
             "rotation already: answer it without --all-rounds."
         )
-    return text_of(row, ("question_id", "index"), place).removesuffix(".0")
+    return id_of(row, ("question_id", "index"), place)
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:

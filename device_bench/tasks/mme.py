@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from device_bench.pictures import table_rows
-from device_bench.rows import Row, find, need, text_of
+from device_bench.rows import UTF_8, Row, find, need, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -96,7 +96,7 @@ def result_lines(folder: Path) -> Iterator[Line]:
         UserError: a line is of another form.
     """
     for path in sorted(folder.glob("*.txt")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(path.read_text(encoding=UTF_8).split("\n"), 1):
             if not line:
                 continue
             cells = line.split("\t")
@@ -120,7 +120,7 @@ def _release(data: Path) -> Iterator[Line]:
         for path in sorted(texts.glob("*.txt")):
             places = [pictures / f"{path.stem}{suffix}" for suffix in SUFFIXES]
             image = str(next((place for place in places if place.is_file()), places[0]))
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            for line in path.read_text(encoding=UTF_8).split("\n"):
                 question, _, truth = line.strip().partition("\t")
                 if question:
                     yield category, image, question, truth, ""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from device_bench.pictures import picture_folder, table_rows
-from device_bench.rows import Row, find, need, read_rows, text_of
+from device_bench.rows import Row, find, id_of, need, read_rows, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Sample,
@@ -94,6 +94,8 @@ def _llava_order(prompts: Path, labels: dict[str, list[Row]], data: Path) -> lis
     known = {(setting, row["image"], row["text"]): row for setting, rows in labels.items() for row in rows}
     found = []
     for row in read_rows(prompts):
+        if row["category"] not in labels:
+            continue
         key = row["category"], row["image"], row["text"].replace(SHORT, "").strip()
         if key not in known:
             raise UserError(
@@ -105,7 +107,12 @@ def _llava_order(prompts: Path, labels: dict[str, list[Row]], data: Path) -> lis
 
 
 def _own_order(labels: dict[str, list[Row]]) -> list[tuple[str, str, Row]]:
-    return [(f"{setting}-{row['question_id']}", setting, row) for setting, rows in labels.items() for row in rows]
+    prefix = "{}-" if len(labels) > 1 else ""  # each setting counts from 1
+    return [
+        (f"{prefix.format(setting)}{row['question_id']}", setting, row)
+        for setting, rows in labels.items()
+        for row in rows
+    ]
 
 
 def from_row(row: Row, image: str) -> list[BenchQuestion]:
@@ -121,7 +128,34 @@ def from_row(row: Row, image: str) -> list[BenchQuestion]:
 
 def answer_key(row: Row, place: str) -> Hashable:
     """Take LLaVA's id."""
-    return text_of(row, ("question_id", "index"), place)
+    return id_of(row, ("question_id", "index"), place)
+
+
+def named(
+    rows: Sequence[Row], questions: Sequence[BenchQuestion], file: Path
+) -> tuple[Sequence[Row], Sequence[BenchQuestion]]:
+    """Give POPE's own answers, which have no ids but stand in the order of one setting's labels, their ids.
+
+    Returns:
+        The answers, and the questions of their setting; other answer files as they are, with all questions.
+    Raises:
+        UserError: the answers are in no setting's order.
+    """
+    if not rows or "question" not in rows[0] or "question_id" in rows[0]:
+        return rows, questions
+    asked = [_plain(str(row.get("question"))) for row in rows]
+    for setting in SETTINGS:
+        members = [question for question in questions if question.category == setting]
+        if [_plain(question.prompt) for question in members] == asked:
+            return [{**row, "question_id": one.id} for row, one in zip(rows, members, strict=True)], members
+    raise UserError(
+        f"{file}: {len(asked)} answers without question_id, whose questions are those of no setting's labels, in their "
+        "order. Give the folder with the labels that were asked with --data."
+    )
+
+
+def _plain(prompt: str) -> str:
+    return prompt.replace(SHORT, "").strip().lower()
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:

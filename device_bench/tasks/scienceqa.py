@@ -9,13 +9,14 @@ image; "all" is in the details.
 
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from device_bench.pictures import table_rows
-from device_bench.rows import Row, find, need, read_json, text_of
+from device_bench.rows import Row, find, id_of, need, read_json, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -37,7 +38,6 @@ LLAVA = ("llava_test_CQM-A.json",)
 PROBLEMS, SPLITS, SPLIT = ("problems.json",), ("pid_splits.json",), "test"
 TABLES = ("ScienceQA_TEST.tsv",)
 EDITIONS: Editions = {(4241, 2017): "test split", (2017, 2017): "test split, questions with an image"}
-UNANSWERED_IS_WRONG = True  # eval_science_qa.py puts FAILED where a question has no answer
 value = accuracy
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 _OPTION = re.compile(r"^([A-E])\. (.*)$", re.MULTILINE)
@@ -110,12 +110,20 @@ def _picture(folder: Path, name: str, image: str) -> str:
 
 def answer_key(row: Row, place: str) -> Hashable:
     """Take the id."""
-    return text_of(row, ("question_id", "index"), place)
+    return id_of(row, ("question_id", "index"), place)
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
     """Take the id."""
     return (question.id,)
+
+
+def unanswered(question: BenchQuestion) -> BenchQuestion:
+    """Take a question without an answer as eval_science_qa.py does, which counts it as wrong.
+
+    It knows only from the answer's prompt that a question has an image, so this one is not in the image subset.
+    """
+    return replace(question, image="", kind="text")
 
 
 def line(score: TaskScore) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.pictures import picture_folder, table_rows
-from device_bench.rows import Row, find, need, read_json, read_rows, text_of
+from device_bench.rows import Row, find, id_of, need, read_json, read_rows, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -102,7 +102,7 @@ def answer_key(row: Row, place: str) -> Hashable:
     """Take LLaVA's image id and the question in its prompt, else the id."""
     if "prompt" in row:
         return _key(text_of(row, ("question_id",), place), str(row["prompt"]))
-    return text_of(row, ("question_id", "index"), place)
+    return id_of(row, ("question_id", "index"), place)
 
 
 def question_keys(question: BenchQuestion) -> tuple[Hashable, ...]:
