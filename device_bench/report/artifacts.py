@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.evaluate import load_answers
-from device_bench.metrics import MEASURED
+from device_bench.metrics import ENERGY, MEASURED, NAMES
 from device_bench.report import wording
 from device_bench.report.compare import changed_answers, checkpoint_answers, difference
 from device_bench.report.selection import Selection
@@ -14,6 +14,7 @@ from vlm.bars import accuracy_bar, accuracy_verdict, is_four_bit
 
 FORMATS = ("onnx", "executorch", "coreml", "gguf")
 NO_MANIFEST = "the artifact's folder is not here, only its results"
+EMULATED = "an emulated processor: its answers are right, its speed, memory and energy are no device's"
 NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
 
 
@@ -92,6 +93,9 @@ def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) 
     answers = path.parent / result["answers"] if result.get("answers") else None
     compared = _compare(reference, load_answers(answers) if answers and answers.is_file() and result["valid"] else None)
     reasons: dict[str, Any] = {**(result.get("reasons") or {}), **compared.pop("reasons")}
+    if result["device"].get("kind") == "emulated":
+        unsaid = (*NAMES, ENERGY.name, "thermal", "samples")
+        result, reasons = {**result, **dict.fromkeys(unsaid)}, {**reasons, **dict.fromkeys(unsaid, EMULATED)}
     for key in MEASURED:
         if result.get(key) is None:
             reasons.setdefault(key, "the result file gives no reason")

@@ -7,19 +7,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from device_bench.report import charts, curves, wording
+from device_bench.report.devices import comparison, device_pages
 from device_bench.report.method import method_notes
 from device_bench.report.pictures import picture
 from device_bench.report.sources import Tree
 from device_bench.report.table import table
 
 _HERE = Path(__file__).parent
-# Sample name in the samples file -> what its chart's axis says.
-LATENCIES = {
-    "ttft_ms": "first token, ms",
-    "decode_ms": "one decoded token, ms",
-    "vision_ms": "vision tower and projector, ms",
-    "load_ms": "load, ms",
-}
 COSTS = {
     "bytes": ("Accuracy against size", "size, MB"),
     "decode_tok_s": ("Accuracy against decoding speed", "decode, tokens/s"),
@@ -50,7 +44,8 @@ def page(report: Tree, samples: dict[tuple[str, str], Tree]) -> str:
         footnotes=notes,
         result_charts=_result_charts(report),
         training_charts=_training_charts(report["training"]),
-        latency_charts=_latency_charts(report["artifacts"], samples),
+        devices=device_pages(report, samples),
+        comparison=comparison(report),
         method=method_notes(report),
         stages_longest=max(seconds, default=0),
         stages_total=sum(seconds),
@@ -88,22 +83,6 @@ def _training_charts(training: Tree) -> list[Tree]:
         if drawn := curves.term(name, student["rows"]):
             found.append(_chart(wording.TERM_NAMES.get(name, name), drawn, ""))
     return [*found, _chart("Learning rate", curves.learning_rate(student["rows"]), "")]
-
-
-def _latency_charts(artifacts: list[Tree], samples: dict[tuple[str, str], Tree]) -> list[Tree]:
-    found = []
-    for name, label in LATENCIES.items():
-        rows: list[tuple[Tree, str, list[float]]] = []
-        for artifact in artifacts:
-            for bench in artifact["benches"]:
-                values = samples.get((artifact["run"], bench["samples"]), {}).get(name)
-                if values and bench["valid"]:
-                    rows.append((artifact, wording.measured_name(artifact, bench), values))
-        if rows:
-            found.append(
-                _chart(label.partition(",")[0].capitalize(), charts.latency_strip(f"strip-{name}", rows, label), "")
-            )
-    return found
 
 
 def _chart(title: str, svg: Markup, text: str, legend: bool = False) -> dict[str, Any]:
