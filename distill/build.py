@@ -105,11 +105,10 @@ def load_teacher(config: DistillConfig) -> Checkpoint:
     Raises:
         UserError: it cannot be loaded, or not in so few bits here.
     """
-    folder, gpu = Path(config.teacher or ""), torch.cuda.is_available()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+    folder, dtype = Path(config.teacher or ""), computing_dtype(config)
     if config.teacher_bits is None:
-        return load_checkpoint(folder, dtype if gpu else torch.float32)
-    if not gpu:
+        return load_checkpoint(folder, dtype)
+    if not torch.cuda.is_available():
         raise UserError(f"teacher_bits: {config.teacher_bits} found, but this machine has no GPU. Leave it out.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
@@ -127,6 +126,18 @@ def load_teacher(config: DistillConfig) -> Checkpoint:
         llm_int8_skip_modules=UNQUANTIZED,
     )
     return load_checkpoint(folder, dtype, settings)
+
+
+def computing_device() -> torch.device:
+    """This process's GPU, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def computing_dtype(config: DistillConfig) -> torch.dtype:
+    """What the frozen teacher and vision tower are held in: on a GPU the run's precision, else float32."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
 
 
 def prepare(config: DistillConfig, student: LlavaForConditionalGeneration) -> None:

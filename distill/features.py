@@ -1,5 +1,8 @@
 """The frozen vision tower, run once per image for teacher and student alike."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +36,18 @@ class TowerFeatures:
         """Keep features in a file too, and read what an interrupted run left there."""
         self.kept = Kept(self.kept.entries, file)
 
+    @contextmanager
+    def computing(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+        """Compute on a device in a type; with a copy where that is not the tower's, which stays as it is."""
+        own = self.tower
+        weight = next(own.parameters())
+        if (weight.device, weight.dtype) != (device, dtype):
+            self.tower = copy.deepcopy(own).to(device, dtype)
+        try:
+            yield
+        finally:
+            self.tower = own
+
     @torch.no_grad()
     def __call__(self, images: list[str], pixels: Tensor | None = None) -> Tensor:
         """Return the features of the images, in order.
@@ -58,7 +73,7 @@ class TowerFeatures:
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Features of pixels [I, 3, S, S]: [I, P, vision_dim], without CLS."""
-        # In the weights' type even under autocast: exports compute these features in float32 too.
+        # In the weights' type even under autocast: where that is float32, as exports compute, it stays so.
         with torch.autocast(pixels.device.type, enabled=False):
             states = self.tower(pixels.to(next(self.tower.parameters()).dtype), output_hidden_states=True).hidden_states
         features: Tensor = states[self.layer][:, 1:]

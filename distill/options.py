@@ -35,10 +35,12 @@ class Zero(Config):
     Attributes:
         stage: 1 splits the optimizer's state over the processes, 2 the gradients too, 3 the weights too.
         offload: what lies in the CPU's memory instead of the GPU's; `all` (with the weights) needs stage 3.
+        settings: more of DeepSpeed's `zero_optimization`, by DeepSpeed's names: sizes of buckets, thresholds.
     """
 
     stage: Literal[1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
+    settings: dict[str, bool | int | float] = {}
 
     @model_validator(mode="after")
     def _weights_that_are_split(self) -> "Zero":

@@ -106,9 +106,8 @@ def test_images_stand_in_the_order_of_their_placeholders(tmp_path: Path) -> None
     rows = Rows(stage(tmp_path), encoder(), Quarantine(tmp_path, "s"), PREPROCESSING)
     batch = rows.batch([rows[2], rows[1], rows[0]])
     assert [Path(image).name for image in batch["images"]] == ["2-0.png", "2-1.png", "0-0.png"]
-    assert batch["image_counts"] == [2, 0, 1]
     assert (batch["input_ids"] == IMAGE).sum(1).tolist() == [2 * VISION, 0, VISION]
-    assert batch["answer_counts"] == [2, 2, 2] and batch["keys"] == [("s", 2), ("s", 1), ("s", 0)]
+    assert batch["keys"] == [("s", 2), ("s", 1), ("s", 0)]
     alone = [rows.batch([rows[index]])["pixels"] for index in (2, 0)]
     assert torch.equal(batch["pixels"], torch.cat(alone)) and len(batch["pixels"].unique()) > 3
     assert "pixels" not in rows.batch([rows[1]])
@@ -118,8 +117,7 @@ def test_a_pack_is_one_row_with_one_key_a_record(tmp_path: Path) -> None:
     write(tmp_path, [record(0, "a"), record(1, "bc", images=0), record(2, "d", images=2)])
     rows = _rows(tmp_path)
     batch = rows.batch([rows[(0, 1)], rows[(2,)]])
-    assert batch["keys"] == [("s", 0), ("s", 1), ("s", 2)] and batch["image_counts"] == [1, 2]
-    assert batch["answer_counts"] == [2, 3, 2] and batch["input_ids"].shape[0] == 2
+    assert batch["keys"] == [("s", 0), ("s", 1), ("s", 2)] and batch["input_ids"].shape[0] == 2
 
 
 def test_a_broken_record_is_listed_before_the_training(tmp_path: Path) -> None:

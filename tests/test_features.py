@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from distill.features import TowerFeatures
+from distill.merge import project
+from distill.probe import find_positions
 from distill.teacher.live import Teacher
 from distill.teacher.signals import Batch
 from tests.tiny import random_model
@@ -34,6 +36,36 @@ def test_features_are_those_of_the_layer_the_projector_reads_without_cls() -> No
         found = model.model.multi_modal_projector(features([RED]))  # [1, V, D]
         expected = model.model.get_image_features(pixels, vision_feature_layer=model.config.vision_feature_layer)
     torch.testing.assert_close(found[0], expected.pooler_output[0], rtol=1e-2, atol=1e-2)
+
+
+def test_another_type_is_computed_in_by_a_copy() -> None:
+    model = random_model(300, IMAGE)
+    features = TowerFeatures(model, Preprocessing(size=96), 0)
+    expected, own = features([RED]), features.tower
+    with features.computing(torch.device("cpu"), torch.bfloat16):
+        assert features.tower.dtype == torch.bfloat16 and own.dtype == torch.float32
+        found = features([RED])
+    assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+    with features.computing(torch.device("cpu"), torch.float32):
+        assert features.tower is own
+    assert features.tower is own is model.model.vision_tower
+
+
+def test_the_teacher_projects_the_images_of_a_batch_once() -> None:
+    teacher = Teacher(random_model(300, IMAGE), 0)
+    calls: list[int] = []
+    teacher.model.model.multi_modal_projector.register_forward_hook(lambda *_: calls.append(1))
+    ids = torch.full((1, 150), IMAGE)
+    ids[0, 144:] = 5
+    shape = torch.arange(150)[None], torch.ones(1, 150, dtype=torch.long)
+    for image in (RED, BLUE):
+        features = TowerFeatures(teacher.model, Preprocessing(size=96), 0)([image])
+        batch = Batch(ids, *shape, None, [image], features, [("s", 0)])
+        tokens = teacher.vision_tokens(batch)
+        teacher.attention(batch, [0], find_positions(ids, shape[1], None, IMAGE))
+        teacher.answers(batch, ids != IMAGE)
+        assert torch.equal(tokens, project(teacher.model, features))
+    assert len(calls) == 2 + 2  # and the two of the line above
 
 
 @pytest.mark.parametrize("keep", [0, 2, 10])

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, get_worker_info
 from distill.config import Stage
 from distill.data.opening import Progress, open_data
 from distill.data.quarantine import Entry, Quarantine
-from vlm.data.collator import IGNORE, Encoder, Row, collate
+from vlm.data.collator import Encoder, Row, collate
 from vlm.data.index import BrokenRecord
 from vlm.data.records import SCENES, Record, load_image
 from vlm.data.store import Conversations
@@ -120,10 +120,8 @@ class Rows(Dataset[Item | list[Item]]):
         Returns:
             What vlm.data.collator.collate does, and
             images: references, in the order of their placeholders in `input_ids`, batch row after batch row;
-            image_counts: how many images each row of the batch has, [B], 0 for text alone;
             pixels: float32 [I, 3, S, S] of `images`, if the images were opened here;
-            keys: one per record, in order, batch row after batch row;
-            answer_counts: how many labels each record has, one per record: splits what stands at the labels.
+            keys: one per record, in order, batch row after batch row.
         Raises:
             UserError: no record near the batch's can be used.
         """
@@ -134,9 +132,7 @@ class Rows(Dataset[Item | list[Item]]):
         rows = [row for _, row in flat]
         batch: dict[str, Any] = dict(collate(rows, [len(pack) for pack in kept]))
         batch["images"] = [image for row in rows for image in row.images]
-        batch["image_counts"] = [sum(len(row.images) for _, row in pack) for pack in kept]
         batch["keys"] = [key for key, _ in flat]
-        batch["answer_counts"] = [sum(label != IGNORE for _, wanted in row.turns for label in wanted) for row in rows]
         pixels = [row.pixels for row in rows if row.pixels is not None]
         return {**batch, "pixels": torch.cat(pixels)} if pixels else batch
 

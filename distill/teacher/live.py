@@ -32,6 +32,7 @@ class Teacher:
         if not torch.cuda.is_available():
             self.model.model.language_model.set_attn_implementation(DENSE)
         self.kept = Kept(keep)
+        self.last: tuple[Batch, Tensor] | None = None
 
     def keep_in(self, file: Path) -> None:
         """Keep answers in a file too, and read what an interrupted run left there."""
@@ -50,8 +51,7 @@ class Teacher:
     @torch.no_grad()
     def vision_tokens(self, batch: Batch) -> Tensor:
         """Project the shared tower's features to E_T, [I, V, D_T]."""
-        self._follow(batch)
-        return project(self.model, batch.features)
+        return self._projected(batch)
 
     @torch.no_grad()
     def attention(self, batch: Batch, layers: list[int], positions: Positions) -> list[Tensor]:
@@ -88,9 +88,15 @@ class Teacher:
         if self.model.device != batch.features.device:
             self.model.to(batch.features.device)
 
+    def _projected(self, batch: Batch) -> Tensor:
+        """E_T, [I, V, D_T]; kept for the batch's other terms."""
+        if self.last is None or self.last[0] is not batch:
+            self._follow(batch)
+            self.last = (batch, project(self.model, batch.features))
+        return self.last[1]
+
     def _embeds(self, batch: Batch) -> Tensor:
-        self._follow(batch)
-        return merge_vision(self.model, batch.input_ids, project(self.model, batch.features))  # [B, N, D_T]
+        return merge_vision(self.model, batch.input_ids, self._projected(batch))  # [B, N, D_T]
 
     def _states(self, batch: Batch) -> Tensor:
         inputs = decoder_inputs(batch, self._embeds(batch))

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from distill.build import computing_device, computing_dtype
 from distill.config import DistillConfig, Stage
 from distill.data.rows import Rows
 from distill.features import tower_probe
@@ -27,8 +28,7 @@ def offline(
     """Write the teacher's cache if the run wants one that is not there, and let go of the teacher."""
     if config.cache is None or not isinstance(module.teacher, Teacher):
         return
-    device = torch.device("cuda", who.local) if torch.cuda.is_available() else torch.device("cpu")
-    module.student.model.vision_tower.to(device)
+    device = computing_device()
     if config.teacher_bits is None:
         module.teacher.model.to(device)
     facts = facts_of(module.teacher.model, AutoTokenizer.from_pretrained(tokenizer_folder))
@@ -40,7 +40,9 @@ def offline(
             line = {"stage": "teacher's outputs", "step": done, "steps": count, "prepared": True}
             print(json.dumps(line), flush=True)
 
-    module.teacher = writer.write(facts, tower_probe(module.student), data, who, say)
+    probe = tower_probe(module.student)
+    with module.tower.computing(device, computing_dtype(config)):
+        module.teacher = writer.write(facts, probe, data, who, say)
     del writer
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

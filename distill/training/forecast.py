@@ -62,7 +62,8 @@ def forecast(
     level = zero.stage if zero else 0
     offload = zero.offload if zero else "none"
     half = config.precision != "fp32" and torch.cuda.is_available()
-    weights = sum(p.numel() for p in student.parameters()) * (2 if half and zero else 4)
+    tower = sum(p.numel() for p in student.model.vision_tower.parameters())
+    weights = (sum(p.numel() for p in student.parameters()) - tower) * (2 if half and zero else 4)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     gradients = trained * (2 if half and zero else 4)
     optimizer = trained * (12 if half and zero else 8)  # with ZeRO the weights in float32 too
@@ -70,6 +71,7 @@ def forecast(
         "student": weights // n if level == 3 else weights,
         "gradients": gradients // n if level >= 2 else gradients,
         "optimizer": optimizer // n if level >= 1 else optimizer,
+        "vision tower": tower * (2 if half else 4),
         "teacher": round(teacher_parameters * (TEACHER_BYTES[config.teacher_bits] if half else 4)),
         "activations": activations(config, stage, student, who),
     }

@@ -2,30 +2,29 @@
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from distill.build import build
+from distill.build import build, computing_device, computing_dtype
 from distill.config import DistillConfig, Stage
 from distill.data.batches import sampler_for
 from distill.data.rows import Rows
 from distill.model import AlignKD
 from distill.teacher.live import Teacher
+from distill.teacher.signals import TeacherSignals
 from distill.training.forecast import forecast
 from distill.training.processes import Processes
 from distill.training.trainer import COMPLETE, Clock, DistillTrainer, ProgressLines, training_arguments
+from distill.training.zero import let_go, prepare_deepspeed, whole_state
 from vlm.errors import UserError, install_hint
 from vlm.folders import write_atomic
 
@@ -87,9 +86,9 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
     _say_forecast(module, config, plan, who)
     _keep_computed(module, plan, who)
     if config.zero:
-        _prepare_deepspeed()
+        prepare_deepspeed(config)
     checkpoints = plan.work / plan.stage.name
-    with _tower_apart(module) if config.zero else nullcontext():
+    with _tower_apart(module, config) if config.zero or torch.cuda.is_available() else nullcontext():
         trainer = DistillTrainer(
             module,
             config,
@@ -102,7 +101,9 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
             callbacks=[ProgressLines(plan.stage.name, plan.done, plan.total), clock, *_tensorboard(config, plan, who)],
         )
         trainer.train(resume_from_checkpoint=last_complete(checkpoints))
-    weights = whole_state(module)
+    weights = whole_state(module, who.first)
+    if config.zero:
+        let_go(module, trainer.accelerator)
     log: list[dict] = trainer.state.log_history
     if who.first:
         save_file(weights, plan.finished)
@@ -113,47 +114,30 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
 
 
 @contextmanager
-def _tower_apart(module: AlignKD) -> Iterator[None]:
-    """Keep the frozen vision tower whole in every process and in its own precision while ZeRO trains the rest.
+def _tower_apart(module: AlignKD, config: DistillConfig) -> Iterator[None]:
+    """Keep the frozen vision tower out of what is trained and saved, whole in every process.
 
     ZeRO-3 would gather it whenever it runs, and it does not run in every process at the same time: one has a batch of
     text alone, another finds its images' features kept; those that gather would wait for those that do not.
     """
     owner = module.student.model
     tower = owner.vision_tower
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    tower.to(device)
     del owner.vision_tower
     try:
-        yield
+        with module.tower.computing(computing_device(), computing_dtype(config)):
+            yield
     finally:
         owner.vision_tower = tower
 
 
-def rebuilt(module: AlignKD, config: DistillConfig, plan: Plan, who: Processes) -> AlignKD:
-    """The module after a stage, as the next one can begin with it: DeepSpeed leaves its own hooks and types in it."""
-    if not config.zero:
-        return module
-    teacher = module.teacher
+def rebuilt(config: DistillConfig, plan: Plan, teacher: TeacherSignals | None) -> AlignKD:
+    """The module after a stage with ZeRO, as the next one can begin with it: DeepSpeed leaves its own hooks and types
+    in the old one, of which nobody should hold anything any more when this is called."""
     unset_hf_deepspeed_config()
-    del module
     gc.collect()
     fresh, _, _ = build(config, teacher)
     fresh.load_state_dict(load_file(plan.finished))
     return fresh
-
-
-def whole_state(module: AlignKD) -> dict[str, Tensor]:
-    """The weights on the CPU, gathered from the processes where ZeRO-3 has split them."""
-    split: dict[str, Any] = {name: p for name, p in module.named_parameters() if hasattr(p, "ds_id")}
-    state = {name: value for name, value in module.state_dict().items() if name not in split}
-    if split:
-        import deepspeed
-
-        for name, parameter in split.items():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                state[name] = parameter.detach().to("cpu", copy=True)
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def last_complete(checkpoints: Path) -> str | None:
@@ -191,19 +175,3 @@ def _say_forecast(module: AlignKD, config: DistillConfig, plan: Plan, who: Proce
     if who.first:
         print(f"stage {plan.stage.name}: {expected.text()}", file=sys.stderr, flush=True)
     expected.refuse_if_hopeless()
-
-
-def _prepare_deepspeed() -> None:
-    """See that DeepSpeed is there and compiles nothing.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise UserError(f"zero needs deepspeed, which is not installed: {install_hint('distill')}") from error
-    if not torch.cuda.is_available():
-        # DeepSpeed would compile a faster all-reduce for processes of one machine, which needs a compiler and minutes.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -17,6 +17,7 @@ from distill.training.balance import probe, stop_if_dead
 from distill.training.history import rows_of
 from distill.training.processes import Processes
 from distill.training.shares import shares
+from distill.training.zero import deepspeed_settings
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
@@ -170,25 +171,3 @@ def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Pat
         ddp_find_unused_parameters=False if who.count > 1 else None,
         deepspeed=deepspeed_settings(config) if config.zero else None,
     )
-
-
-def deepspeed_settings(config: DistillConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration; torch's AdamW everywhere, so that nothing is compiled."""
-    assert config.zero is not None
-    zero: dict[str, Any] = {"stage": config.zero.stage, "overlap_comm": torch.cuda.is_available()}
-    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if config.zero.offload != "none":
-        zero["offload_optimizer"] = place
-    if config.zero.offload == "all":
-        zero["offload_param"] = place
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "train_batch_size": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "bf16": {"enabled": config.precision == "bf16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }

@@ -50,7 +50,10 @@ def train(config: DistillConfig, out: Path) -> None:
             log = train_stage(module, config, plan, clock, who)
             history += rows_of(log, stage.name, done)
             curve += curve_of(log, done)
-            module = rebuilt(module, config, plan, who)
+            if config.zero:
+                teacher = module.teacher
+                del module  # before the fresh one is there: two might not fit
+                module = rebuilt(config, plan, teacher)
             done += plan.steps
         who.wait()  # nobody reads the last stage's weights any more
         if who.first:

@@ -154,10 +154,9 @@ def collate(rows: list[Row], counts: list[int] | None = None) -> dict[str, Tenso
             them; segment 0 is a record's prefix, 1.. its turns, -1 padding; `records` numbers the records of a
             batch row from 0, -1 padding. A record's positions begin at 0, a turn's go on from the prefix, so that each
             turn is exactly what it would be alone.
-        lengths: int64 [B], tokens before the padding.
         attention_mask: bool [B, 1, N, N], True where a query (row) may see a key (column): its record's prefix and its
             own turn, never a later position. None if every batch row is one conversation: then causal attention
-            with padding on the right, after `lengths`, is the same.
+            with padding on the right is the same.
     Raises:
         ValueError: a turn after the first begins with a label: nothing before it could predict that.
     """
@@ -185,7 +184,6 @@ def collate(rows: list[Row], counts: list[int] | None = None) -> dict[str, Tenso
         "position_ids": positions,
         "segments": segments,
         "records": records,
-        "lengths": (records != PADDING).sum(1),
         "attention_mask": None if causal else segment_mask(segments, records),
     }
 
