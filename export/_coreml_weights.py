@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.blocks import Rounding, quantize_blocks
+from export.calibration import LayerInputs
 from vlm.runtimes._mil import coremltools
 
 ct = coremltools()
 BLOCK = 32  # weights that share a scale in int4
+# Apple documents no negative scales; the integers are -8 to 7.
+INT4, INT4_ZERO = Rounding(4, BLOCK, symmetric=True, scale="float16", positive=True), 8
 PALETTE, PALETTE_ROWS = 16, 16  # values of a palette, and the rows of a matrix that share one
 _LLOYD_STEPS = 20
 _CACHED = 1 << 18  # numbers that are rounded at a time: they stay in the processor's cache
@@ -90,17 +94,21 @@ def in_blocks(layer: Any) -> bool:
     return int(layer.weight.shape[1]) % BLOCK == 0
 
 
-def register(layers: list[tuple[str, Any]], storage: Callable[[str], str]) -> None:
+def register(layers: list[tuple[str, Any]], storage: Callable[[str], str], inputs: LayerInputs | None) -> None:
     """Tell coremltools how to convert the layers that `skeleton` took out, from now on.
 
     Args:
         layers: of the skeleton that is converted next.
         storage: a layer's name -> how its matrix is stored, a name of STORE; biases are float16.
+        inputs: what the matrices are multiplied with; those of int4 are rounded for it.
     """
     mb, get_inputs, register_op = _frontend()
 
     def store(layer: Any, name: str) -> Any:
-        return STORE[storage(name)](mb, layer.weight.detach(), f"{name}_weight_to_fp16")
+        kind, constant = storage(name), f"{name}_weight_to_fp16"
+        if kind == "int4" and inputs:
+            return _int4(mb, layer.weight.detach(), constant, inputs.factor(layer.weight))
+        return STORE[kind](mb, layer.weight.detach(), constant)
 
     def stored_linear(context: Any, node: Any) -> None:
         x, index, _ = get_inputs(context, node, expected=3)
@@ -136,18 +144,19 @@ def _plain(mb: Any, matrix: torch.Tensor, name: str) -> Any:
 
 
 def _int8(mb: Any, matrix: torch.Tensor, name: str) -> Any:
-    data, scale = to_integers(matrix, matrix.shape[1], 127)
-    return mb.constexpr_blockwise_shift_scale(data=data.numpy(), scale=scale.numpy(), name=f"{name}_quantized")
+    data, scale = to_bytes(matrix)
+    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=f"{name}_quantized")
 
 
-def _int4(mb: Any, matrix: torch.Tensor, name: str) -> Any:
+def _int4(mb: Any, matrix: torch.Tensor, name: str, factor: np.ndarray | None = None) -> Any:
     if matrix.shape[1] % BLOCK:  # see in_blocks
         return _plain(mb, matrix, name)
     from coremltools.converters.mil.mil import types
 
-    q, scale = to_integers(matrix, BLOCK, 7)
-    data = q.numpy().view(types.np_int4_dtype)
-    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale.numpy(), name=f"{name}_quantized")
+    blocks = quantize_blocks(matrix.float().numpy(), INT4, factor)
+    data = (blocks.codes.astype(np.int8) - INT4_ZERO).view(types.np_int4_dtype)
+    scale = blocks.scales.astype(np.float16)  # exactly: they were chosen among float16's numbers
+    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=f"{name}_quantized")
 
 
 def _palettized(mb: Any, matrix: torch.Tensor, name: str) -> Any:
@@ -166,28 +175,17 @@ STORE: dict[str, Callable[[Any, torch.Tensor, str], Any]] = {
 }
 
 
-def to_integers(matrix: torch.Tensor, block: int, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a matrix as coremltools' "linear_symmetric" does, in float16 steps, some rows at a time.
-
-    Args:
-        matrix: [rows, columns].
-        block: columns that share a scale; divides their number.
-        largest: integer that the largest magnitude of a block becomes.
-    Returns:
-        Integers int8 [rows, columns] in -largest ... largest, and scales [rows, columns / block] float16.
-    """
-    columns = matrix.shape[1]
-    integers = torch.empty(matrix.shape, dtype=torch.int8)
-    scales = torch.empty(len(matrix), columns // block, dtype=torch.float16)
-    step = max(1, _CACHED // columns)
+def to_bytes(matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row of a matrix to integers int8 [rows, columns] with a float16 scale [rows, 1]."""
+    data, scales = np.empty(matrix.shape, np.int8), np.empty((len(matrix), 1), np.float16)
+    step = max(1, _CACHED // matrix.shape[1])
     for start in range(0, len(matrix), step):
-        rows = matrix[start : start + step].half().float().view(-1, columns // block, block)  # [rows, blocks, block]
-        scale = (torch.linalg.vector_norm(rows, float("inf"), -1, keepdim=True) / largest).half()
-        scale[scale == 0] = 1.0  # a block of zeros
-        q = rows.div_(scale.float()).half().float().round_().clamp_(-largest, largest)
-        integers[start : start + step] = q.view(-1, columns)
-        scales[start : start + step] = scale.squeeze(-1)
-    return integers, scales
+        rows = matrix[start : start + step].float().numpy()
+        scale = (np.abs(rows).max(-1, keepdims=True) / 127).astype(np.float16)
+        scale[scale == 0] = 1.0  # a row of zeros
+        data[start : start + step] = np.clip(np.rint(rows / scale.astype(np.float32)), -127, 127)
+        scales[start : start + step] = scale
+    return data, scales
 
 
 def to_palettes(matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from export._onnx_blocks import ROUNDINGS, pack, quantize_blocks
+from export._onnx_blocks import ROUNDINGS, pack
 from export._onnx_graph import DOMAIN, GraphFile
+from export.blocks import quantize_blocks
+from export.calibration import LayerInputs
 from export.graph import Decoder
 from vlm.errors import UserError
 from vlm.runtimes.onnx import cache_names
@@ -35,15 +37,21 @@ class GroupQueryDecoder:
         path: the .onnx file.
         context_length: longest sequence, S.
         stored: how matrices are stored: "decoder" and "head".
+        inputs: what the matrices are multiplied with; those of 4 bits are rounded for it.
     Raises:
         UserError: the engine has no operator for the decoder's activation or size of heads.
     """
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, path: Path, context_length: int, stored: dict[str, str]
+        self,
+        model: LlavaForConditionalGeneration,
+        path: Path,
+        context_length: int,
+        stored: dict[str, str],
+        inputs: LayerInputs | None,
     ) -> None:
         self.decoder, self.config = Decoder(model, context_length), model.config.text_config
-        self.graph, self.stored = GraphFile(path), stored
+        self.graph, self.stored, self.inputs = GraphFile(path), stored, inputs
         self.names = {id(module): name for name, module in model.named_modules()}
         if self.config.hidden_act != "silu" or self.decoder.head_dim % HEAD_MULTIPLE:
             raise UserError(
@@ -117,7 +125,9 @@ class GroupQueryDecoder:
         matrix, storage = layer.weight.detach(), self.stored[component]
         if storage in ROUNDINGS:
             rounding = ROUNDINGS[storage]
-            parts = pack(quantize_blocks(matrix.float().numpy(), rounding), rounding, matrix.shape[1], True)
+            factor = self.inputs.factor(layer.weight) if self.inputs and rounding.bits == 4 else None
+            blocks = quantize_blocks(matrix.float().numpy(), rounding, factor)
+            parts = pack(blocks, rounding, matrix.shape[1], True)
             graph.node(
                 "MatMulNBits",
                 [x, *(graph.constant(f"{name}.{part}", array) for part, array in parts.items())],

@@ -10,8 +10,9 @@ from onnx.helper import get_node_attr_value, make_node, make_opsetid
 from onnx.numpy_helper import from_array, to_array
 from torch import nn
 
-from export._onnx_blocks import ROUNDINGS, Rounding, constants, pack, quantize_blocks, unpack
+from export._onnx_blocks import ROUNDINGS, constants, pack, unpack
 from export._onnx_graph import DOMAIN
+from export.blocks import Rounding, quantize_blocks
 
 QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
 # 8-bit weights with a scale per output, multiplied as integers by inputs that are rounded to 8 bits per call: on

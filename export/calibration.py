@@ -1,10 +1,12 @@
 """What quantizers see of the model at work: pictures and questions, never text alone, from scenes it may train on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.gptq import inverse_factor
 from export.graph import VisionEncoder
 from export.source import in_float32
 from vlm.data.scenes.draw import render
@@ -16,6 +18,7 @@ from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.tokenizer import Tokenizer
 
 SCENES = 16
+HEAD = "lm_head.weight"
 
 
 def calibration_embeddings(checkpoint: Checkpoint, scenes: int = SCENES) -> Iterator[Tensor]:
@@ -44,33 +47,91 @@ def calibration_embeddings(checkpoint: Checkpoint, scenes: int = SCENES) -> Iter
 def input_powers(checkpoint: Checkpoint, scenes: int = SCENES) -> dict[str, Tensor]:
     """Mean square of what each column of each matrix of the decoder and its head is multiplied with.
 
-    The layers run one after the other on all sequences, one of them in float32 at a time.
-
     Args:
         checkpoint: the model, its weights as they are stored.
         scenes: pictures with questions to look at.
     Returns:
         Parameter name -> [in], float32.
     """
+    layers = _statistics(checkpoint, scenes, lambda x: x.square().mean((0, 1)))
+    return {name: power for found in layers for name, power in found.items()}
+
+
+class LayerInputs:
+    """Second moments of what the decoder's matrices are multiplied with, one layer of them in memory at a time.
+
+    Args:
+        checkpoint: the model, its weights as they are stored.
+        scenes: pictures with questions to look at.
+    Attributes:
+        asked: whether anything was rounded for them yet.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, scenes: int = SCENES) -> None:
+        self.scenes, self.asked = scenes, False
+        self._names = {id(parameter): name for name, parameter in checkpoint.model.named_parameters()}
+        self._start = lambda: _statistics(checkpoint, scenes, lambda x: x[0].T @ x[0] / x.shape[1])
+        self._layers, self._found = self._start(), dict[str, Tensor]()
+        self._factors: dict[int, np.ndarray] = {}
+
+    def factor(self, weight: Tensor) -> np.ndarray | None:
+        """Upper triangular U [in, in] with U.T U = inverse of the inputs' second moments (`export.gptq`).
+
+        Args:
+            weight: a parameter of the checkpoint's model; asking in the order of the layers walks through them once.
+        Returns:
+            None for what is no matrix of the decoder or its head.
+        """
+        name = self._names.get(id(weight), "")
+        if weight.ndim != 2 or not name.startswith(("model.language_model.layers.", HEAD)):
+            return None
+        self.asked = True
+        if not self._advance(name):
+            self._layers = self._start()
+            self._advance(name)
+        moments = self._found[name]
+        if id(moments) not in self._factors:
+            self._factors[id(moments)] = inverse_factor(moments).numpy()
+        return self._factors[id(moments)]
+
+    def _advance(self, name: str) -> bool:
+        while name not in self._found:
+            found = next(self._layers, None)
+            if found is None:
+                return False
+            self._found, self._factors = found, {}
+        return True
+
+
+def _statistics(
+    checkpoint: Checkpoint, scenes: int, statistic: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """Yield a statistic of the inputs of each layer's matrices, mean over sequences; the head's comes last.
+
+    The layers run one after the other on all sequences, one of them in float32 at a time. Matrices that read the same
+    input share one tensor.
+    """
     body = checkpoint.model.model.language_model
-    powers: dict[str, Tensor] = {}
     with torch.inference_mode():
         states = list(calibration_embeddings(checkpoint, scenes))
-        for index, layer in enumerate(body.layers):
-            states, found = _run(in_float32(layer), body, states)
-            powers |= {f"model.language_model.layers.{index}.{name}": power for name, power in found.items()}
+    for index, layer in enumerate(body.layers):
+        with torch.inference_mode():
+            states, inputs = _run(in_float32(layer), body, states)
+            shared = {id(seen[0]): _mean(statistic, seen) for seen in inputs.values()}
+        yield {f"model.language_model.layers.{index}.{name}.weight": shared[id(x[0])] for name, x in inputs.items()}
+    with torch.inference_mode():
         norm = in_float32(body.norm)
-        powers["lm_head.weight"] = _mean([norm(x).square().mean((0, 1)) for x in states])
-    return powers
+        head = _mean(statistic, [norm(x) for x in states])
+    yield {HEAD: head}
 
 
-def _run(layer: nn.Module, body: nn.Module, states: list[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Run a layer on all sequences; returns the new states and the powers of its matrices' inputs."""
-    sums: dict[str, list[Tensor]] = {}
+def _run(layer: nn.Module, body: nn.Module, states: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Run a layer on all sequences; returns the new states and what its matrices read, by their layers' names."""
+    inputs: dict[str, list[Tensor]] = {}
 
     def watch(name: str) -> None:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sums.setdefault(f"{name}.weight", []).append(inputs[0].square().mean((0, 1)))  # [in]
+        def keep(_: nn.Module, read: tuple[Tensor, ...]) -> None:
+            inputs.setdefault(name, []).append(read[0])  # [1, N, in]
 
         layer.get_submodule(name).register_forward_pre_hook(keep)
 
@@ -84,8 +145,11 @@ def _run(layer: nn.Module, body: nn.Module, states: list[Tensor]) -> tuple[list[
         causal = torch.full((x.shape[1],) * 2, torch.finfo(torch.float32).min).triu(1)[None, None]  # [1, 1, N, N]
         y = layer(x, attention_mask=causal, position_embeddings=rotary, position_ids=positions)
         outputs.append(y[0] if isinstance(y, tuple) else y)
-    return outputs, {name: _mean(parts) for name, parts in sums.items()}
+    return outputs, inputs
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts).mean(0)
+def _mean(statistic: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Tensor:
+    total = statistic(inputs[0]).clone()
+    for x in inputs[1:]:
+        total += statistic(x)
+    return total / len(inputs)

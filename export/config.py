@@ -26,6 +26,8 @@ class ExportConfig(Config):
         probes: questions on which parity is measured; the worst one counts.
         allow_drift: keep an artifact that fails parity; its manifest and the report say so.
         threads: CPU threads while parity is measured.
+        calibration_scenes: pictures with questions and answers for whose activations 4-bit weights are rounded (GPTQ);
+            0 rounds to the nearest.
         force: start also where the forecast says that memory or disk will not do.
     """
 
@@ -34,6 +36,7 @@ class ExportConfig(Config):
     probes: int = Field(16, ge=1)
     allow_drift: bool = False
     threads: int = Field(2, ge=1)
+    calibration_scenes: int = Field(16, ge=0)
     force: bool = False
 
     @field_validator("targets")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.config import ExportConfig
 from vlm.bars import is_float, is_four_bit
 from vlm.errors import UserError
 from vlm.machine import available_memory, free_disk
@@ -19,6 +20,7 @@ PROVING = 4.5
 # Seconds on two cores: per parameter while writing, per parameter and probe while proving.
 WRITING_SECONDS = {"onnx": 40 / GB, "executorch": 90 / GB, "coreml": 60 / GB, "gguf": 35 / GB}
 PROVING_SECONDS = 12 / GB
+GPTQ_SECONDS = 240 / GB  # per parameter of a 4-bit target that is rounded for its inputs
 # Bytes per parameter of the vision tower's files; GGUF has it twice, in ONNX and in mmproj.gguf.
 VISION = {"onnx": 1.1, "executorch": 4.0, "coreml": 2.0, "gguf": 4.0}
 _HALF = ("coreml", "vulkan")  # ExecuTorch's presets by their delegates
@@ -57,22 +59,22 @@ class Forecast:
             )
 
 
-def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], probes: int, out: Path) -> Forecast:
+def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], config: ExportConfig, out: Path) -> Forecast:
     """Forecast the export of all targets, one after the other.
 
     Args:
         checkpoint: the model, its weights in their files.
         targets: (format, precision) each.
-        probes: questions on which parity is measured.
+        config: how they are rounded and proven.
         out: where the artifacts will lie.
     """
     count = parameters(checkpoint)
     memory = max((WRITING[name] for name, _ in targets), default=0.0)
-    seconds = sum(seconds_of(name, count, probes) for name, _ in targets)
+    seconds = sum(seconds_of(name, precision, count, config) for name, precision in targets)
     disk = sum(disk_of(checkpoint, name, precision) for name, precision in targets)
     temporary = max((2.0 * count for name, precision in targets if name == "gguf" and precision != "f16"), default=0)
     return Forecast(
-        BASE_MEMORY + max(memory, PROVING if probes else 0.0) * count,
+        BASE_MEMORY + max(memory, PROVING) * count,
         BASE_DISK * len(targets) + disk + temporary,
         seconds,
         available_memory(),
@@ -85,9 +87,11 @@ def parameters(checkpoint: Checkpoint) -> int:
     return sum(parameter.numel() for parameter in checkpoint.model.parameters())
 
 
-def seconds_of(name: str, count: int, probes: int) -> float:
+def seconds_of(name: str, precision: str, count: int, config: ExportConfig) -> float:
     """Seconds that writing and proving one target of a format takes on two cores, for a model of `count` numbers."""
-    return BASE_SECONDS + (WRITING_SECONDS[name] + PROVING_SECONDS * probes) * count
+    compensated = config.calibration_scenes > 0 and is_four_bit(precision) and name != "gguf"
+    rounding = GPTQ_SECONDS if compensated else 0.0
+    return BASE_SECONDS + (WRITING_SECONDS[name] + rounding + PROVING_SECONDS * config.probes) * count
 
 
 def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:

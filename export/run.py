@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from export.calibration import LayerInputs
 from export.config import ExportConfig
 from export.forecast import Forecast, forecast, parameters, seconds_of
 from export.formats.base import Written
@@ -80,7 +81,7 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
     targets = [parse_target(text) for text in config.targets]
     opened, say = _open(checkpoint, config), on_progress or _silent
     _needs(config, opened, out).refuse_if_hopeless(config.force)
-    parts = [seconds_of(target.format, parameters(opened), config.probes) for target in targets]
+    parts = [seconds_of(target.format, target.precision, parameters(opened), config) for target in targets]
     ends = [sum(parts[: index + 1]) / sum(parts) for index in range(len(parts))]
     source = _trace(opened, config)
     artifacts = []
@@ -97,7 +98,7 @@ def expected(config: ExportConfig, checkpoint: Path, out: Path) -> Forecast:
 
 def _needs(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> Forecast:
     targets = [parse_target(text) for text in config.targets]
-    return forecast(checkpoint, [(target.format, target.precision) for target in targets], config.probes, out)
+    return forecast(checkpoint, [(target.format, target.precision) for target in targets], config, out)
 
 
 def _between(say: Progress, begin: float, end: float, done: float, text: str) -> None:
@@ -154,8 +155,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
     try:
         with finished_folder(final) as folder:
             say(0.0, f"{target.name}: writing")
-            with torch.no_grad():
-                written = target.module.write(source.checkpoint, target.precision, folder, config.context_length)
+            written = _write(source.checkpoint, target, folder, config)
             shutil.copyfile(source.checkpoint.facts.tokenizer, folder / "tokenizer.json")
             manifest = _manifest(source, target, written, folder, config)
             manifest.write(folder)
@@ -178,6 +178,17 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
         raise
     say(1.0, f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
     return final
+
+
+def _write(checkpoint: Checkpoint, target: Target, folder: Path, config: ExportConfig) -> Written:
+    """Write the engine's files; what 4-bit matrices are rounded for is said in the notes."""
+    inputs = LayerInputs(checkpoint, config.calibration_scenes) if config.calibration_scenes else None
+    with torch.no_grad():
+        written: Written = target.module.write(checkpoint, target.precision, folder, config.context_length, inputs)
+    if inputs is None or not inputs.asked:
+        return written
+    note = f"The decoder's 4-bit matrices are rounded by GPTQ for {inputs.scenes} pictures with questions and answers."
+    return replace(written, notes=[*written.notes, note])
 
 
 def _unproven(target: Target) -> str | None:

@@ -6,9 +6,12 @@ import pytest
 
 pytest.importorskip("executorch.exir", reason="executorch is not installed")
 
+import numpy as np
 import torch
 
 import export.formats.executorch as executorch_format
+from export._executorch_rounding import nibble_weight
+from export.blocks import Rounding, quantize_blocks
 from export.config import ExportConfig
 from export.run import export_one
 from tests.artifacts import CONTEXT
@@ -44,14 +47,11 @@ def test_every_component_is_stored_as_asked_and_passes_its_parity(checkpoint: Pa
     assert sum("vision_tower" in name for name in weights) == 12
 
 
-def test_rounding_some_rows_at_a_time_gives_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchaos_tensor_holds_the_blocks_that_were_chosen() -> None:
     weight = random_model(40, 3).lm_head.weight.detach()  # [40, 64]
-    for rounding in (executorch_format.int4(32), executorch_format.INT8):
-        whole = executorch_format._rounded_weight(weight, rounding)
-        with monkeypatch.context() as patch:
-            patch.setattr(executorch_format, "CHUNK", 7 * 64)
-            parts = executorch_format._rounded_weight(weight, rounding)
-        torch.testing.assert_close(parts.dequantize(), whole.dequantize())
+    rounding = Rounding(4, 32, symmetric=True, scale="bfloat16", positive=True)
+    blocks = quantize_blocks(weight.numpy(), rounding)
+    np.testing.assert_allclose(nibble_weight(weight, 32, None).dequantize().numpy(), blocks.dequantize(64))
 
 
 @pytest.mark.parametrize("backend", ["coreml", "vulkan"])

@@ -19,12 +19,14 @@ def checkpoint(random_checkpoint: Path) -> Checkpoint:
 
 
 def test_it_says_what_is_needed_and_what_is_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    text = forecast(checkpoint, [("gguf", "q4_0"), ("coreml", "int4")], 16, tmp_path / "not" / "there").text()
+    text = forecast(checkpoint, [("gguf", "q4_0"), ("coreml", "int4")], ExportConfig(), tmp_path / "no" / "no").text()
     assert text.startswith("needs 1.2 GB RAM, 0.04") and "; you have " in text
 
 
 def test_all_targets_lie_on_the_disk_but_one_is_in_memory_at_a_time(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    one, two = (forecast(checkpoint, [("coreml", "fp16")] * count, 4, tmp_path) for count in (1, 2))
+    one, two = (
+        forecast(checkpoint, [("coreml", "fp16")] * count, ExportConfig(probes=4), tmp_path) for count in (1, 2)
+    )
     assert two.memory == one.memory and two.disk == pytest.approx(2 * one.disk) and two.seconds == 2 * one.seconds
 
 
@@ -56,6 +58,6 @@ def test_an_unknown_amount_of_memory_refuses_nothing(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export.forecast, "available_memory", lambda: None)
-    needs = forecast(checkpoint, [("gguf", "f16")], 16, tmp_path)
+    needs = forecast(checkpoint, [("gguf", "f16")], ExportConfig(), tmp_path)
     needs.refuse_if_hopeless(force=False)
     assert "unknown amount of RAM" in needs.text()

@@ -15,9 +15,10 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info  # noqa: E402
 from onnx.numpy_helper import from_array  # noqa: E402
 
-from export._onnx_blocks import ROUNDINGS, quantize_blocks  # noqa: E402
+from export._onnx_blocks import ROUNDINGS  # noqa: E402
 from export._onnx_decoder import GroupQueryDecoder  # noqa: E402
 from export._onnx_weights import read_stored, store  # noqa: E402
+from export.blocks import quantize_blocks  # noqa: E402
 from export.config import ExportConfig  # noqa: E402
 from export.formats.onnx import dequantized  # noqa: E402
 from export.probes import scene_probes  # noqa: E402
@@ -236,7 +237,7 @@ def test_a_decoder_that_the_engine_has_no_operator_for_is_refused(
 ) -> None:
     model = random_model(40, 3, **text)
     with pytest.raises(UserError, match=message):
-        GroupQueryDecoder(model, tmp_path / DECODER, 64, {"decoder": "int4", "head": "int4"})
+        GroupQueryDecoder(model, tmp_path / DECODER, 64, {"decoder": "int4", "head": "int4"}, None)
 
 
 def test_blocks_keep_zero_exact_and_choose_a_range_no_worse_than_the_plain_one() -> None:

@@ -7,6 +7,7 @@ import torch
 
 import export.parity
 import export.run
+from export.calibration import LayerInputs
 from export.config import ExportConfig
 from export.formats.base import Written
 from export.graph import VisionEncoder
@@ -34,7 +35,9 @@ class StubFormat:
     def __init__(self, runtime: type[TorchRuntime]) -> None:
         self.runtime = runtime
 
-    def write(self, checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+    def write(
+        self, checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None
+    ) -> Written:
         (folder / "weights.bin").write_bytes(b"weights")
         self.opened = checkpoint
         return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {"layers": 2})

@@ -3,8 +3,10 @@
 ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
 PRECISIONS: tuple[str, ...]    what `write` can write: the names of its PRESETS
 PRESETS, STORAGES              see export.precision; a format without them takes its PRECISIONS as they are
-write(checkpoint, precision, folder, context_length) -> Written
-    write the engine's files into `folder` (export.run adds tokenizer and manifest)
+write(checkpoint, precision, folder, context_length, inputs=None) -> Written
+    write the engine's files into `folder` (export.run adds tokenizer and manifest); `inputs`, a
+    export.calibration.LayerInputs, says what the decoder's matrices are multiplied with: 4-bit ones are rounded by GPTQ
+    for it (export.gptq), without it to the nearest
 unproven(precision) -> str | None
     optional: why this machine cannot open what was written, so that its parity stays unknown
 dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None

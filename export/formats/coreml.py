@@ -20,6 +20,7 @@ from torch import nn
 
 from export._coreml_modules import CoreMlDecoder
 from export._coreml_weights import BLOCK, STORE, in_blocks, matrices, register, skeleton
+from export.calibration import LayerInputs
 from export.formats.base import Written
 from export.graph import TokenEmbedding, VisionEncoder
 from export.precision import COMPONENTS, resolve, uniform
@@ -48,7 +49,9 @@ _NOTE = (
 )
 
 
-def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+def write(
+    checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None = None
+) -> Written:
     """Write the three programs into `folder`.
 
     Args:
@@ -56,14 +59,15 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
         precision: a preset, and exceptions (export.precision). Biases, norms, position embeddings and the patch
             embedding are float16 in all of them.
         context_length: longest sequence in tokens.
+        inputs: what the decoder's matrices are multiplied with; see export.formats.base.
     Raises:
         CheckFailed: the saved decoder never writes its states, so its KV cache would stay empty.
     """
     chosen = resolve(precision, PRESETS, STORAGES)
-    modules, inputs = _modules(checkpoint, context_length), _interfaces(checkpoint, context_length)
+    modules, interfaces = _modules(checkpoint, context_length), _interfaces(checkpoint, context_length)
     with _quiet():
         for file, module in modules.items():
-            _convert(module, _storage(file, chosen), *inputs[file]()).save(str(folder / file))
+            _convert(module, _storage(file, chosen), inputs, *interfaces[file]()).save(str(folder / file))
             gc.collect()  # a program's weights hang in cycles, and the next one is larger
     layers = int(checkpoint.model.config.text_config.num_hidden_layers)
     check_states(folder / DECODER, layers)
@@ -164,10 +168,14 @@ def _interfaces(checkpoint: Checkpoint, context_length: int) -> dict[str, Callab
 
 
 def _convert(
-    module: nn.Module, storage: Callable[[str], str], example: tuple[torch.Tensor, ...], interface: dict[str, Any]
+    module: nn.Module,
+    storage: Callable[[str], str],
+    inputs: LayerInputs | None,
+    example: tuple[torch.Tensor, ...],
+    interface: dict[str, Any],
 ) -> Any:
     bare = skeleton(module)
-    register(bare.layers, storage)
+    register(bare.layers, storage, inputs)
     with torch.no_grad():
         traced = torch.jit.trace(bare.module, example, strict=False, check_trace=False)
     return ct.convert(traced, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, **interface)

@@ -6,21 +6,19 @@ first output of vision_encoder and passes over the second, the patch features, w
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export import export as trace
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-from torchao.quantization.granularity import PerAxis, PerGroup
-from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 from transformers import PreTrainedConfig
 
 from export._executorch_backends import BACKENDS, partitioner
 from export._executorch_modules import ByteEmbedding, CachedDecoder
+from export._executorch_rounding import byte_weight, nibble_weight
 from export._executorch_weights import byte_embedding, linear_weights, read_program
+from export.calibration import LayerInputs
 from export.formats.base import Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder
 from export.precision import resolve, uniform
@@ -48,24 +46,13 @@ STORAGES = {
     "head": ("fp32", "8da8w", *GROUPS),
 }
 SAME_WEIGHT = 0.9  # least cosine of a weight read back with the one it came from; another of its shape has about 0
-CHUNK = 1 << 19  # weights rounded at a time
 PREFIX = 8  # rows that are enough to tell weights apart
-
-INT8 = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-
-
-def int4(group: int) -> Int8DynamicActivationIntxWeightConfig:
-    """4-bit weights in groups of `group` columns."""
-    return Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch makes its narrow types at run time
-        weight_granularity=PerGroup(group),
-        # XNNPACK keeps the scales of 4-bit groups in bfloat16: rounding them here first lets the integers make up.
-        weight_scale_dtype=torch.bfloat16,
-        intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
-    )
+FLOATS = {"fp32", "fp16"}
 
 
-def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+def write(
+    checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None = None
+) -> Written:
     """Write model.pte into `folder`.
 
     Args:
@@ -74,9 +61,10 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
             activations scaled per token; 8da8w: 8-bit weights with a scale per row.
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
+        inputs: what the decoder's matrices are multiplied with; see export.formats.base.
     """
     stored = resolve(precision, PRESETS, STORAGES)
-    programs = _trace(checkpoint, *_modules(checkpoint, stored, context_length), context_length)
+    programs = _trace(checkpoint, *_modules(checkpoint, stored, context_length, inputs), context_length)
     edge = to_edge_transform_and_lower(
         programs,
         partitioner={method: [partitioner(precision, method)] for method in programs},
@@ -137,7 +125,7 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
 
 def _is_rounded(stored: dict[str, str]) -> bool:
     """Whether any component is stored as integers; backends turn floats into their own type themselves."""
-    return not set(stored.values()) <= {"fp32", "fp16"}
+    return not set(stored.values()) <= FLOATS
 
 
 def _linears(checkpoint: Checkpoint) -> list[tuple[str, nn.Linear, str]]:
@@ -153,53 +141,36 @@ def _linears(checkpoint: Checkpoint) -> list[tuple[str, nn.Linear, str]]:
 
 
 def _modules(
-    checkpoint: Checkpoint, stored: dict[str, str], context_length: int
+    checkpoint: Checkpoint, stored: dict[str, str], context_length: int, inputs: LayerInputs | None
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Vision tower with projector, embedding and decoder of a copy of the model, with the weights as `stored`."""
     model = checkpoint.model
-    configs = {id(layer): _config(layer, stored[part]) for _, layer, part in _linears(checkpoint)}
+    storages = {id(layer): stored[part] for _, layer, part in _linears(checkpoint)}
     vision, decoder = (
-        _rounded(module, configs) for module in (VisionEncoder(model), CachedDecoder(model, context_length))
+        _rounded(module, storages, inputs) for module in (VisionEncoder(model), CachedDecoder(model, context_length))
     )
     if stored["embedding"] != "int8":
         return vision, in_float32(TokenEmbedding(model)), decoder
     return vision, ByteEmbedding(model.get_input_embeddings().weight.detach().float()), decoder
 
 
-def _rounded(shared: nn.Module, configs: dict[int, Any]) -> nn.Module:
+def _rounded(shared: nn.Module, storages: dict[int, str], inputs: LayerInputs | None) -> nn.Module:
     """Copy a module that shares the checkpoint's parameters; each becomes float32 and is rounded before the next."""
     copied = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()}).eval()
     for original, module in zip(list(shared.modules()), list(copied.modules()), strict=True):
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=False))
-        if isinstance(module, nn.Linear) and (rounding := configs.get(id(original))) is not None:
-            module.weight = nn.Parameter(_rounded_weight(module.weight, rounding), requires_grad=False)
+        if isinstance(module, nn.Linear) and (storage := storages.get(id(original), "fp32")) not in FLOATS:
+            if _is_ragged(module, storage) or storage == "8da8w":
+                weight = byte_weight(module.weight)
+            else:
+                factor = inputs.factor(original.get_parameter("weight")) if inputs else None
+                weight = nibble_weight(module.weight, GROUPS[storage], factor)
+            module.weight = nn.Parameter(weight, requires_grad=False)
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
             config._attn_implementation = "eager"
     return copied
-
-
-def _rounded_weight(weight: torch.Tensor, rounding: Any) -> torch.Tensor:
-    """Round a weight [out, in] by some rows at a time: torchao's passes over whole matrices miss the cache."""
-    parts: list[Any] = []
-    for rows in weight.split(max(1, CHUNK // weight.shape[1])):
-        part = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
-        part.weight = nn.Parameter(rows, requires_grad=False)
-        quantize_(part, rounding, lambda found, _: isinstance(found, nn.Linear))
-        parts.append(part.weight)
-    if len(parts) == 1:
-        return parts[0]
-    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("qdata", "scale", "zero_point")}
-    same = {name: getattr(parts[0], name) for name in ("target_dtype", "dtype", "activation_quantization")}
-    return type(parts[0])(**whole, **same, block_size=parts[0].block_size)
-
-
-def _config(layer: nn.Linear, storage: str) -> Any:
-    """torchao's configuration that rounds a linear, or None for floats."""
-    if storage in ("fp32", "fp16"):
-        return None
-    return INT8 if storage == "8da8w" or _is_ragged(layer, storage) else int4(GROUPS[storage])
 
 
 def _trace(

@@ -23,7 +23,7 @@ from export._gguf_decoder import (
 from export._gguf_mmproj import measure, unsupported, write_mmproj
 from export._gguf_vision import read_vision, write_vision
 from export._gguf_vocabulary import PROBES, tokenization_differences
-from export.calibration import SCENES
+from export.calibration import SCENES, LayerInputs
 from export.formats.base import Written
 from export.graph import VisionEncoder
 from export.source import in_float32
@@ -36,13 +36,16 @@ PRECISIONS = ("f16", *FILE_TYPES)
 MMPROJ = "mmproj.gguf"
 
 
-def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+def write(
+    checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None = None
+) -> Written:
     """Write decoder, vision tower and mmproj into `folder`.
 
     Args:
         checkpoint: the model, its weights as they are stored.
         precision: one of PRECISIONS; the vision tower's matrices are float16 in all of them.
         context_length: longest sequence in tokens.
+        inputs: not used: llama.cpp rounds itself.
     Raises:
         UserError: the decoder or the tokenizer is of a kind llama.cpp's architecture "llama" does not have.
     """

@@ -23,6 +23,7 @@ from export._onnx_blocks import ROUNDINGS
 from export._onnx_decoder import GroupQueryDecoder
 from export._onnx_graph import save
 from export._onnx_weights import DYNAMIC, name_matrices, read_stored, store
+from export.calibration import LayerInputs
 from export.formats.base import Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder, masked_attention
 from export.precision import COMPONENTS, resolve, uniform
@@ -74,13 +75,16 @@ class OnnxDecoder(Decoder):
         return masked_attention(q, k, v, mask)
 
 
-def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: int) -> Written:
+def write(
+    checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None = None
+) -> Written:
     """Write the three graphs into `folder`.
 
     Args:
         checkpoint: the model, in any type; only one matrix of a rounded decoder is in memory at a time.
         precision: one of PRESETS, with exceptions; see export.precision.
         context_length: longest sequence in tokens.
+        inputs: what the decoder's matrices are multiplied with; see export.formats.base.
     """
     stored = resolve(precision, PRESETS, STORAGES)
     model, size = checkpoint.model, checkpoint.facts.preprocessing.size
@@ -90,7 +94,7 @@ def write(checkpoint: Checkpoint, precision: str, folder: Path, context_length: 
     if stored["decoder"] == stored["head"] == "fp32":
         _write_traced(model, DECODER, decoder, _decoder, stored, folder)
     else:
-        GroupQueryDecoder(model, folder / DECODER, context_length, stored).write()
+        GroupQueryDecoder(model, folder / DECODER, context_length, stored, inputs).write()
     return Written(
         precisions=Precision(**stored),
         settings={"layers": len(decoder.layers), "kv_heads": decoder.kv_heads, "head_dim": decoder.head_dim},

@@ -13,6 +13,9 @@ def export(
     context_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens, prompt and answer.")] = None,
     probes: Annotated[int | None, typer.Option(help="Questions on which parity is measured.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads while parity is measured.")] = None,
+    calibration_scenes: Annotated[
+        int | None, typer.Option(help="Pictures that 4-bit weights are rounded for (GPTQ); 0: to the nearest.")
+    ] = None,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Keep an artifact that fails parity.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start also where memory or disk seem too small.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the artifacts' parity as JSON.")] = False,
@@ -23,7 +26,9 @@ def export(
     from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
 
-    options = given(context_length=context_length, probes=probes, threads=threads)
+    options = given(
+        context_length=context_length, probes=probes, threads=threads, calibration_scenes=calibration_scenes
+    )
     config = ExportConfig.parse(
         {"targets": to, "allow_drift": allow_drift, "force": force, **options}, "pocketvlm export"
     )
