@@ -12,6 +12,7 @@ from queue import Queue
 from distill.config import DistillConfig
 from distill.training.launch import FAILURE, command, environment
 from vlm.errors import CheckFailed, UserError
+from vlm.models.prepared import prepared
 
 Progress = Callable[[float, str], None]
 
@@ -26,9 +27,10 @@ def run(config: DistillConfig, run_dir: Path, on_progress: Progress | None = Non
     Returns:
         The student's folder.
     Raises:
-        UserError: a training process ended badly; says why, and names its log.
+        UserError: a checkpoint is not there; a training process ended badly: says why, and names its log.
         CheckFailed: a term of the loss does nothing or collapsed.
     """
+    _prepare(config, on_progress or (lambda share, what: None))
     variants = {"student": config}
     if config.undistilled:
         variants["undistilled"] = config.without_distillation()
@@ -38,6 +40,13 @@ def run(config: DistillConfig, run_dir: Path, on_progress: Progress | None = Non
     for group in [{name: missing[name]} for name in missing] if alone else [missing]:
         _train(group, run_dir, on_progress)
     return run_dir / "student"
+
+
+def _prepare(config: DistillConfig, on_progress: Progress) -> None:
+    """Fetch and convert the checkpoints once, before several processes ask for them, and where it can be shown."""
+    named = (config.teacher, config.vision, config.student)
+    for name in dict.fromkeys(name for name in named if isinstance(name, str)):
+        prepared(Path(name), lambda share, what, name=name: on_progress(0.0, f"converting {name}: {share:.0%}"))
 
 
 def _train(variants: dict[str, DistillConfig], run_dir: Path, on_progress: Progress | None) -> None:

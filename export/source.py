@@ -16,7 +16,7 @@ from transformers import AutoConfig, LlavaForConditionalGeneration
 from vlm.errors import UserError
 from vlm.manifest import Facts
 from vlm.models.checkpoint import SUPPORTED, Checkpoint, load_checkpoint
-from vlm.models.importing import read_config
+from vlm.models.hub import read_config
 from vlm.models.prepared import prepared
 
 # What export/graph.py describes: a LLaMA decoder behind a CLIP tower; one layer of it is read, without class token.

@@ -42,6 +42,7 @@ class Progress:
         self._done_s = 0.0
         self._current: tuple[str, float] | None = None  # title, begin
         self._fraction = 0.0
+        self._hidden: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._stop = threading.Event()
@@ -66,10 +67,8 @@ class Progress:
             self._line(f"{len(expected)} step{'s' if len(expected) > 1 else ''}, about {span(sum(expected.values()))}")
 
     def single(self, title: str, expected_s: float) -> None:
-        """Begin work that is one step."""
-        self.start({title: expected_s})
-        self._current, self._fraction = (title, time.monotonic()), 0.0
-        self.update(0.0, title)
+        """Begin work that is one step; it is shown from its first `update` on, when what was asked for is possible."""
+        self._current, self._fraction, self._hidden = (title, time.monotonic()), 0.0, {title: expected_s}
 
     def note(self, text: str) -> None:
         """Show a line of its own."""
@@ -83,6 +82,9 @@ class Progress:
 
     def update(self, fraction: float, message: str) -> None:
         """The running step is `fraction` (0 to 1) done."""
+        if self._hidden:
+            self.start(self._hidden)
+            self._hidden = {}
         self._fraction = max(self._fraction, fraction)
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=message)

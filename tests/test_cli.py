@@ -207,6 +207,15 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capfd: pytest.Captur
     ]
 
 
+def test_work_of_one_step_is_announced_when_it_is_possible(capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.single("a", 60.0)
+        assert capfd.readouterr().err == ""
+        progress.update(0.1, "a tenth")
+        progress.update(0.2, "a fifth")
+    assert capfd.readouterr().err == "1 step, about 1 min 0 s\n"
+
+
 def test_progress_is_a_bar_with_the_remaining_time_on_a_terminal() -> None:
     code = (
         "from pocketvlm.progress import Progress\n"

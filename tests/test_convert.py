@@ -8,6 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from distill.config import DistillConfig
+from distill.run import run
 from pocketvlm import cli
 from pocketvlm.stamps import input_files
 from tests.upstream import save_clip, save_upstream
@@ -73,20 +75,34 @@ def test_a_slip_of_the_pen_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypa
         load_checkpoint(Path("runs/studnet"))
 
 
-def test_without_a_network_the_message_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> str:
-        raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
+def unreachable(*_: object, **__: object) -> str:
+    """A hub without a network."""
+    raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
 
+
+def test_without_a_network_the_message_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"someone/model: no such folder, and as a name on the .* hub .*offline"):
+    with pytest.raises(UserError, match=r"someone/model: no such folder .*, and as a name on the .* hub .*offline"):
         load_checkpoint(Path("someone/model"))
+
+
+def test_a_distillation_asks_for_its_checkpoints_before_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    stage = {"name": "s", "data": {"kind": "scene_captions", "count": 1}, "steps": 1, "batch_size": 1}
+    config = {"teacher": "checkpoints/tiny-teacher", "student": "x", "stages": [{**stage, "learning_rate": 1}]}
+    with pytest.raises(UserError, match=rf"^checkpoints/tiny-teacher: no such folder \(looked in {tmp_path}\)"):
+        run(DistillConfig.parse(config, "test"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_ask_at_once_get_one_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_clip(tmp_path / "clip")
     save_upstream(tmp_path / "up", "ldpnetv2", tmp_path / "clip")
     monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "cache"))
-    code = "import sys, pathlib, vlm.models.prepared as p; print(p.prepared(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, vlm.models.prepared as p; print(p.prepared(pathlib.Path(sys.argv[1]), print))"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "up")],
@@ -99,7 +115,7 @@ def test_processes_that_ask_at_once_get_one_conversion(tmp_path: Path, monkeypat
     ]
     ended = [process.communicate(timeout=120) for process in started]
     assert {out.splitlines()[-1] for out, _ in ended} == {str(next((tmp_path / "cache").glob("up-*[!k]")))}
-    assert sum("converting it once" in error for _, error in ended) == 1
+    assert sum("1.0 " in out for out, _ in ended) == 1  # one of them was told of a conversion
 
 
 def test_a_name_on_the_hub_stands_for_itself_among_a_runs_inputs(

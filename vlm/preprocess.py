@@ -19,12 +19,12 @@ def open_image(path: Path) -> Image.Image:
         UserError: the file is missing, truncated or no picture; the message names it.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such image. Give the path of a picture, or correct the record that names it.")
+        raise UserError(f"{path}: no such image. Give the path of a picture.")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove its record.") from error
+        raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
 
 
 def pixel_values(image: Image.Image, how: Preprocessing) -> np.ndarray:

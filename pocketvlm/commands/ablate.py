@@ -8,7 +8,7 @@ import typer
 
 def ablate(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file of the study, see studies/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Changes to it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study instead of runs/<name>.")] = None,
     read_test_again: Annotated[
         bool, typer.Option("--read-test-again", help="Let a changed study read the test split.")

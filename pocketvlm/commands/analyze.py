@@ -21,6 +21,7 @@ def analyze(
     """Draw how features change from layer to layer and which parts of a picture the text attends to."""
     from pocketvlm.analysis.run import about_images, about_scenes
     from pocketvlm.analysis.run import analyze as look
+    from pocketvlm.commands._options import ready
     from pocketvlm.console import print_json, quietly
     from pocketvlm.progress import Progress
     from vlm.data.scenes.question import DESCRIBE
@@ -29,6 +30,7 @@ def analyze(
     if question and images is None:
         raise UserError("--question: belongs to --images; the built-in pictures bring their own questions.")
     asked = about_images(images, question or [DESCRIBE]) if images else about_scenes(scenes)
+    ready(checkpoint, as_json)
     with Progress(quiet=as_json) as progress, quietly():
 
         def say(done: int, count: int) -> None:

@@ -21,11 +21,13 @@ def ask(
     import time
     from dataclasses import asdict
 
+    from pocketvlm.commands._options import ready
     from pocketvlm.console import print_json, quietly
     from vlm.preprocess import open_image
     from vlm.runtimes import open_runtime
 
     picture = open_image(image)
+    ready(model, as_json)
     with quietly():
         start = time.perf_counter()
         runtime = open_runtime(model, threads)

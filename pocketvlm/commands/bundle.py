@@ -21,6 +21,7 @@ def bundle(
     engines = engine or list(ENGINES)
     with Progress(quiet=as_json) as progress:
         progress.single("bundle", 60.0 * len(engines))
+        progress.update(0.0, "bundle")
         made = [make(name, abi) for name in engines]
     if as_json:
         print_json({"bundles": [{"path": b.folder, **json.loads((b.folder / RECORD).read_text())} for b in made]})

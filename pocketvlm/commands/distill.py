@@ -15,7 +15,7 @@ def distill(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="YAML file: a distillation, or a run with a `distill` section.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Changes to it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder in which student/ appears, instead of runs/<name>.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:

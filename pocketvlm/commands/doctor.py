@@ -8,9 +8,9 @@ import typer
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to judge this machine by.")
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file of a run to judge this machine by.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Changes to it.")] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="A phone or board to look at: adb[:SERIAL] or ssh:USER@HOST[:PORT].")
     ] = None,

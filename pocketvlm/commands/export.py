@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write artifacts of a checkpoint and climb the parity ladder with each."""
     from export.config import ExportConfig
-    from pocketvlm.commands._options import given
+    from pocketvlm.commands._options import given, ready
     from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
 
@@ -32,6 +32,7 @@ def export(
     config = ExportConfig.parse(
         {"targets": to, "allow_drift": allow_drift, "force": force, **options}, "pocketvlm export"
     )
+    ready(checkpoint, as_json)
     with Progress(quiet=as_json) as progress, quietly():
         from export.run import expected, run
 

@@ -10,7 +10,7 @@ def run(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="YAML file of the run, for example configs/tiny.yaml.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Changes to it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run instead of runs/<name>.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:

@@ -14,7 +14,7 @@ import vlm.models.mobilevlm  # noqa: F401  (registers the architecture with tran
 from vlm.errors import UserError
 from vlm.folders import tree_sha256
 from vlm.manifest import Facts, Preprocessing
-from vlm.models.importing import read_config
+from vlm.models.hub import read_config
 from vlm.models.prepared import prepared
 from vlm.models.processor import read_preprocessing, save_processor
 from vlm.models.tokenizers import MODEL

@@ -12,8 +12,8 @@ from vlm.errors import UserError
 from vlm.folders import finished_folder
 from vlm.models import tokenizers, upstream
 from vlm.models.clip import KNOWN
-from vlm.models.hub import locate
-from vlm.models.importing import Progress, read_config
+from vlm.models.hub import is_upstream, locate, read_config
+from vlm.models.importing import Progress
 from vlm.models.processor import read_preprocessing
 from vlm.models.tensors import SHARD_BYTES, check_fit, counted, shapes, tensors, write_tensors
 
@@ -64,7 +64,7 @@ def to_upstream(
 def _config(source: Path) -> LlavaConfig:
     """Read the configuration of a checkpoint that has an upstream layout."""
     file, told = source / "config.json", read_config(source)
-    if upstream.is_upstream(told):
+    if is_upstream(told):
         raise UserError(f"{file}: this is upstream's layout already.")
     if told.get("model_type") not in ("mobilevlm", "llava"):
         raise UserError(

@@ -1,7 +1,9 @@
-"""Where a checkpoint is: a folder, or a name on the Hugging Face hub, which is downloaded once."""
+"""Where a checkpoint is (a folder, or a name on the Hugging Face hub, downloaded once), and which layout it has."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from vlm.errors import UserError
 
@@ -33,9 +35,32 @@ def locate(name: Path) -> Path:
     except (OSError, ValueError) as error:  # every error of the hub is one of these
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{name}: no such folder, and as a name on the Hugging Face hub it could not be fetched ({reason}). Give "
-            "the folder of a checkpoint, correct the name, or download it where there is a network."
+            f"{name}: no such folder (looked in {Path.cwd()}), and as a name on the Hugging Face hub it could not be "
+            f"fetched ({reason}). Give the folder of a checkpoint, correct the name, or download it where there is a "
+            "network."
         ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a checkpoint.
+
+    Raises:
+        UserError: it is missing or not JSON.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student."
+        )
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not JSON ({error}). Copy the checkpoint again.") from error
+
+
+def is_upstream(config: dict[str, Any]) -> bool:
+    """Whether a config.json is upstream's: the decoder's sizes stand at its top, the rest in mm_* keys."""
+    return "text_config" not in config and any(key.startswith("mm_") for key in config)
 
 
 def _download(name: str) -> Path:

@@ -1,6 +1,5 @@
 """Upstream's checkpoints become transformers', tensor by tensor: a 7B model never stands in memory."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from vlm.errors import UserError
 from vlm.folders import finished_folder
 from vlm.manifest import Preprocessing
 from vlm.models import tokenizers, upstream
-from vlm.models.hub import locate
+from vlm.models.hub import is_upstream, locate, read_config
 from vlm.models.processor import PREPROCESSOR, read_preprocessing, save_processor
 from vlm.models.tensors import SHARD_BYTES, check_fit, counted, tensors, write_tensors
 from vlm.prompts import IMAGE
@@ -94,7 +93,7 @@ def _plan(source: Path, vision: Path | None) -> Plan:
     """Read everything but the weights, and see that the weights fit."""
     file = source / "config.json"
     told = read_config(source)
-    if not upstream.is_upstream(told):
+    if not is_upstream(told):
         raise UserError(f"{file}: no mm_* keys, so this is not upstream's layout and needs no conversion to hf.")
     family = upstream.check(told, file)
     found = {name: tuple(tensor.shape) for name, tensor in upstream_tensors(source)}
@@ -120,23 +119,6 @@ def _stream(source: Path, plan: Plan) -> Iterator[tuple[str, Tensor]]:
         yield upstream.to_our_name(name, projector), grow(tensor, rows) if vocabulary else tensor
     for name, tensor in clip_tensors(plan.separate) if plan.separate else ():
         yield upstream.to_our_name(name, projector), tensor
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a checkpoint.
-
-    Raises:
-        UserError: it is missing or not JSON.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{folder}: no config.json, so this is no checkpoint. `make mobile` makes one in runs/tiny/student."
-        )
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: not JSON ({error}). Copy the checkpoint again.") from error
 
 
 def find_tower(told: dict[str, Any], file: Path, vision: Path | None, has_weights: bool) -> Tower:

@@ -1,16 +1,18 @@
 """Any checkpoint that is understood, as a folder in transformers' layout: converted once, then found again."""
 
 import hashlib
-import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from vlm.folders import cache_folder, locked
-from vlm.models import upstream
-from vlm.models.hub import locate
-from vlm.models.importing import Progress, read_config, to_hf
-from vlm.models.tensors import weight_files
+from vlm.models.hub import is_hub_name, is_upstream, locate, read_config
 
-_log = logging.getLogger(__name__)
+Progress = Callable[[float, str], None]
+
+
+def is_prepared(name: Path) -> bool:
+    """Whether nothing has to be fetched or converted, as for artifacts and what is not there at all."""
+    return not is_hub_name(name) and not ((name / "config.json").is_file() and is_upstream(read_config(name)))
 
 
 def prepared(name: Path, progress: Progress | None = None) -> Path:
@@ -26,18 +28,21 @@ def prepared(name: Path, progress: Progress | None = None) -> Path:
         UserError: there is no such checkpoint, or it cannot be converted.
     """
     folder = locate(name)
-    if not upstream.is_upstream(read_config(folder)):
+    if not is_upstream(read_config(folder)):
         return folder
+    from vlm.models.importing import to_hf  # torch, which what is prepared does not need
+
     out = cache_folder() / f"{name.name}-{_fingerprint(folder)}"
     with locked(out.with_name(f"{out.name}.lock")):
         if not out.exists():
-            _log.warning("%s is in upstream's layout: converting it once, into %s", folder, out)
             to_hf(folder, out, progress=progress)
     return out
 
 
 def _fingerprint(folder: Path) -> str:
     """A short hash of the files that a conversion reads, by name, size and time: another checkpoint, another hash."""
+    from vlm.models.tensors import weight_files
+
     files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.model")), *weight_files(folder)]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(f"{folder.resolve()} {stats}".encode()).hexdigest()[:12]

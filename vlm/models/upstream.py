@@ -74,11 +74,6 @@ FAMILIES = {
 }
 
 
-def is_upstream(config: dict[str, Any]) -> bool:
-    """Whether a config.json is upstream's: the decoder's sizes stand at its top, the rest in mm_* keys."""
-    return "text_config" not in config and any(key.startswith("mm_") for key in config)
-
-
 def check(config: dict[str, Any], file: Path) -> Family:
     """Return the family of an upstream configuration.
 
