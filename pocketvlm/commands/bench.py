@@ -40,8 +40,6 @@ def bench(
     config = BenchConfig.parse({"device": devices[0], **options}, "pocketvlm bench")
     for artifact in artifacts:
         ready(artifact, as_json)
-    for artifact in artifacts:
-        ready(artifact, as_json)
     with Progress(quiet=as_json) as progress:
         progress.single("measure", 25.0 * len(artifacts))
         results = run_on(devices, config, artifacts, out, progress.update)
