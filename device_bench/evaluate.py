@@ -18,7 +18,7 @@ from vlm.data.records import SCENES
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
 from vlm.folders import write_atomic
-from vlm.registry import did_you_mean, load, names
+from vlm.registry import load, names
 from vlm.runtimes.base import Runtime, VisionOutput
 
 TASKS = "device_bench.tasks"
@@ -102,15 +102,14 @@ def asking(name: str) -> ModuleType:
     Raises:
         UserError: there is no such benchmark, or it only grades answers and has no questions here.
     """
+    module = load(TASKS, name)
+    if hasattr(module, "questions"):
+        return module
     known = [other for other in names(TASKS) if hasattr(load(TASKS, other), "questions")]
-    if name in known:
-        return load(TASKS, name)
-    if name in names(TASKS):
-        raise UserError(
-            f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. Its questions lie in a "
-            "folder: give it with --data (docs/benchmarks.md)."
-        )
-    raise UserError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    raise UserError(
+        f"task {name!r} grades answers but brings no questions; {', '.join(known)} does. Its questions lie in a "
+        "folder: give it with --data (docs/benchmarks.md)."
+    )
 
 
 def grade(question: BenchQuestion, answer: str, **measured: Any) -> Sample:

@@ -137,6 +137,14 @@ def test_eval_scores_answers_that_exist(call: Cli, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["accuracy"]["avg"]["score"] == 100.0
 
 
+@pytest.mark.parametrize(
+    ("tasks", "said"), [("popee", "unknown task 'popee'. Did you mean 'pope'?"), ("", "--tasks: no benchmark is named")]
+)
+def test_eval_says_which_tasks_there_are(call: Cli, random_checkpoint: Path, tasks: str, said: str) -> None:
+    code, _, err = call("eval", random_checkpoint, "--tasks", tasks)
+    assert code == 2 and said in err
+
+
 def test_eval_wants_a_model_or_predictions(call: Cli) -> None:
     code, _, err = call("eval")
     assert code == 2 and "--predictions FILE" in err

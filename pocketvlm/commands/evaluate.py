@@ -22,7 +22,7 @@ RECORDS = Path("runs") / "eval"
 
 def evaluate(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[ARTIFACT_OR_CHECKPOINT]", help="Folder of an artifact or checkpoint.")
+        Path | None, typer.Argument(metavar="ARTIFACT_OR_CHECKPOINT", help="Folder of an artifact or checkpoint.")
     ] = None,
     tasks: Annotated[str, typer.Option("--tasks", "--task", help="Benchmarks, separated by commas.")] = BUILT_IN,
     data: Annotated[Path | None, typer.Option(help="Folder with the questions of real benchmarks.")] = None,
@@ -46,7 +46,7 @@ def evaluate(
     A model's answers are kept while they come: the same command goes on where it was interrupted.
     """
     from device_bench.records import write_records
-    from pocketvlm.commands._options import names
+    from pocketvlm.commands._options import names, ready
     from vlm.errors import UserError
 
     if (model is None) == (predictions is None):
@@ -56,7 +56,10 @@ def evaluate(
         if out:
             write_records(samples, out, {"predictions": str(predictions), "tasks": tasks})
     elif model is not None:
-        chosen = names(tasks) or []
+        chosen = names(tasks)
+        if not chosen:
+            raise UserError("--tasks: no benchmark is named. Give one or several, or leave it out for scenes.")
+        ready(model, as_json)
         longest = max_new_tokens or (SHORT_ANSWER if chosen == [BUILT_IN] else LONG_ANSWER)
         out = out or RECORDS / f"{model.resolve().name}-{'-'.join(chosen)}.parquet"
         settings = {"tasks": chosen, "scenes": scenes, "only": only, "limit": limit, "seed": seed}
