@@ -1,6 +1,6 @@
 """What quantizers see of the model at work: pictures and questions, never text alone, from scenes it may train on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def input_powers(checkpoint: Checkpoint, scenes: int = SCENES) -> dict[str, Tens
     Returns:
         Parameter name -> [in], float32.
     """
-    layers = _statistics(checkpoint, scenes, lambda x: x.square().mean((0, 1)))
+    layers = _statistics(checkpoint, calibration_embeddings(checkpoint, scenes), lambda x: x.square().mean((0, 1)))
     return {name: power for found in layers for name, power in found.items()}
 
 
@@ -62,15 +62,16 @@ class LayerInputs:
 
     Args:
         checkpoint: the model, its weights as they are stored.
-        scenes: pictures with questions to look at.
+        sequences: begins to yield what the decoder reads, [1, N, D] float32 each, from the first one on.
     Attributes:
         asked: whether anything was rounded for them yet.
+        sequences: how many there are, once asked.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scenes: int = SCENES) -> None:
-        self.scenes, self.asked = scenes, False
+    def __init__(self, checkpoint: Checkpoint, sequences: Callable[[], Iterable[Tensor]]) -> None:
+        self.asked, self.sequences = False, 0
         self._names = {id(parameter): name for name, parameter in checkpoint.model.named_parameters()}
-        self._start = lambda: _statistics(checkpoint, scenes, lambda x: x[0].T @ x[0] / x.shape[1])
+        self._checkpoint, self._read = checkpoint, sequences
         self._layers, self._found = self._start(), dict[str, Tensor]()
         self._factors: dict[int, np.ndarray] = {}
 
@@ -94,6 +95,11 @@ class LayerInputs:
             self._factors[id(moments)] = inverse_factor(moments).numpy()
         return self._factors[id(moments)]
 
+    def _start(self) -> Iterator[dict[str, Tensor]]:
+        sequences = list(self._read())
+        self.sequences = len(sequences)
+        yield from _statistics(self._checkpoint, sequences, lambda x: x[0].T @ x[0] / x.shape[1])
+
     def _advance(self, name: str) -> bool:
         while name not in self._found:
             found = next(self._layers, None)
@@ -104,7 +110,7 @@ class LayerInputs:
 
 
 def _statistics(
-    checkpoint: Checkpoint, scenes: int, statistic: Callable[[Tensor], Tensor]
+    checkpoint: Checkpoint, sequences: Iterable[Tensor], statistic: Callable[[Tensor], Tensor]
 ) -> Iterator[dict[str, Tensor]]:
     """Yield a statistic of the inputs of each layer's matrices, mean over sequences; the head's comes last.
 
@@ -113,7 +119,7 @@ def _statistics(
     """
     body = checkpoint.model.model.language_model
     with torch.inference_mode():
-        states = list(calibration_embeddings(checkpoint, scenes))
+        states = list(sequences)
     for index, layer in enumerate(body.layers):
         with torch.inference_mode():
             states, inputs = _run(in_float32(layer), body, states)

@@ -1,6 +1,5 @@
 """The export stage: checkpoint -> one self-contained, proven artifact folder per target."""
 
-import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,16 +10,15 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from export.calibration import LayerInputs
+from export.calibration import LayerInputs, calibration_embeddings
 from export.config import ExportConfig
 from export.forecast import Forecast, forecast, parameters, seconds_of
 from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
-from export.source import open_checkpoint
+from export.source import open_checkpoint, with_weights
 from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
@@ -55,12 +53,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Source:
-    """What all artifacts of a run share: the checkpoint, its traces on the probes, and its hash."""
+    """What all artifacts of a run share: the checkpoint and its traces on the probes."""
 
     checkpoint: Checkpoint
     reference: TorchReference
     probes: list[Probe]
-    sha256: str
 
 
 def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress | None = None) -> list[Path]:
@@ -147,7 +144,7 @@ def _trace(checkpoint: Checkpoint, config: ExportConfig) -> Source:
     probes = scene_probes(config.probes)
     reference = TorchReference(TorchRuntime(with_weights(checkpoint, {})))
     reference.close(probes)
-    return Source(checkpoint, reference, probes, checkpoint.sha256)
+    return Source(checkpoint, reference, probes)
 
 
 def _export(source: Source, target: Target, out: Path, config: ExportConfig, say: Progress) -> Path:
@@ -155,10 +152,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
     try:
         with finished_folder(final) as folder:
             say(0.0, f"{target.name}: writing")
-            written = _write(source.checkpoint, target, folder, config)
-            shutil.copyfile(source.checkpoint.facts.tokenizer, folder / "tokenizer.json")
-            manifest = _manifest(source, target, written, folder, config)
-            manifest.write(folder)
+            manifest = write_artifact(source.checkpoint, target, folder, config)
             if unproven := _unproven(target):
                 manifest.model_copy(update={"notes": [*manifest.notes, unproven]}).write(folder)
                 say(1.0, f"{target.name}: {unproven}")
@@ -180,15 +174,26 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
     return final
 
 
-def _write(checkpoint: Checkpoint, target: Target, folder: Path, config: ExportConfig) -> Written:
-    """Write the engine's files; what 4-bit matrices are rounded for is said in the notes."""
-    inputs = LayerInputs(checkpoint, config.calibration_scenes) if config.calibration_scenes else None
+def write_artifact(
+    checkpoint: Checkpoint, target: Target, folder: Path, config: ExportConfig, inputs: LayerInputs | None = None
+) -> Manifest:
+    """Write one artifact into an existing folder, without proof; what 4-bit matrices are rounded for is in its notes.
+
+    Args:
+        inputs: what the decoder's matrices are multiplied with; None: measured on config.calibration_scenes.
+    """
+    scenes = config.calibration_scenes
+    if inputs is None and scenes:
+        inputs = LayerInputs(checkpoint, partial(calibration_embeddings, checkpoint, scenes))
     with torch.no_grad():
-        written: Written = target.module.write(checkpoint, target.precision, folder, config.context_length, inputs)
-    if inputs is None or not inputs.asked:
-        return written
-    note = f"The decoder's 4-bit matrices are rounded by GPTQ for {inputs.scenes} pictures with questions and answers."
-    return replace(written, notes=[*written.notes, note])
+        written = target.module.write(checkpoint, target.precision, folder, config.context_length, inputs)
+    shutil.copyfile(checkpoint.facts.tokenizer, folder / "tokenizer.json")
+    manifest = _manifest(checkpoint, target, written, folder, config)
+    if inputs is not None and inputs.asked:
+        note = f"The decoder's 4-bit matrices are rounded by GPTQ for {inputs.sequences} sequences of its inputs."
+        manifest = manifest.model_copy(update={"notes": [*manifest.notes, note]})
+    manifest.write(folder)
+    return manifest
 
 
 def _unproven(target: Target) -> str | None:
@@ -230,33 +235,7 @@ def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], ta
             )
 
 
-def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Checkpoint:
-    """Copy a checkpoint in float32 with some of its parameters replaced; what is float32 already is shared.
-
-    Args:
-        checkpoint: stays as it is.
-        weights: parameter name -> values of the same shape.
-    Raises:
-        ValueError: a name or a shape the model does not have; the format that made them is wrong.
-    """
-    old = checkpoint.model
-    model = copy.deepcopy(old, {id(parameter): parameter for parameter in old.parameters()})
-    found = dict(old.named_parameters(remove_duplicate=False))
-    for name, value in weights.items():
-        if name not in found or found[name].shape != value.shape:
-            expected = str(list(found[name].shape)) if name in found else "no such parameter"
-            raise ValueError(f"{name}: {list(value.shape)} was read from the artifact, the model has {expected}.")
-    for name, parameter in found.items():
-        if name in weights or parameter.dtype != torch.float32:
-            owner_name, _, leaf = name.rpartition(".")
-            values = weights.get(name, parameter.detach()).float()
-            # Not new values in the old one: embedding and head may share one parameter and be rounded differently.
-            setattr(model.get_submodule(owner_name), leaf, nn.Parameter(values, requires_grad=False))
-    return replace(checkpoint, model=model)
-
-
-def _manifest(source: Source, target: Target, written: Written, folder: Path, config: ExportConfig) -> Manifest:
-    checkpoint = source.checkpoint
+def _manifest(checkpoint: Checkpoint, target: Target, written: Written, folder: Path, config: ExportConfig) -> Manifest:
     text = _text_config(checkpoint)
     return Manifest(
         schema=1,
@@ -266,7 +245,7 @@ def _manifest(source: Source, target: Target, written: Written, folder: Path, co
         precision=target.precision,
         precisions=written.precisions,
         files=list_files(folder),
-        source_sha256=source.sha256,
+        source_sha256=checkpoint.sha256,
         **replace(checkpoint.facts, context_length=config.context_length).record(),
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,

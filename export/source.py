@@ -7,6 +7,7 @@ time.
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -97,3 +98,28 @@ def names_in(checkpoint: Checkpoint, module: nn.Module) -> dict[str, str]:
     """Parameter names of a module that shares the checkpoint's parameters -> the checkpoint's names for them."""
     theirs = {id(parameter): name for name, parameter in checkpoint.model.named_parameters()}
     return {name: theirs[id(parameter)] for name, parameter in module.named_parameters()}
+
+
+def with_weights(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> Checkpoint:
+    """Copy a checkpoint in float32 with some of its parameters replaced; what is float32 already is shared.
+
+    Args:
+        checkpoint: stays as it is.
+        weights: parameter name -> values of the same shape.
+    Raises:
+        ValueError: a name or a shape the model does not have; the format that made them is wrong.
+    """
+    old = checkpoint.model
+    model = copy.deepcopy(old, {id(parameter): parameter for parameter in old.parameters()})
+    found = dict(old.named_parameters(remove_duplicate=False))
+    for name, value in weights.items():
+        if name not in found or found[name].shape != value.shape:
+            expected = str(list(found[name].shape)) if name in found else "no such parameter"
+            raise ValueError(f"{name}: {list(value.shape)} was read from the artifact, the model has {expected}.")
+    for name, parameter in found.items():
+        if name in weights or parameter.dtype != torch.float32:
+            owner_name, _, leaf = name.rpartition(".")
+            values = weights.get(name, parameter.detach()).float()
+            # Not new values in the old one: embedding and head may share one parameter and be rounded differently.
+            setattr(model.get_submodule(owner_name), leaf, nn.Parameter(values, requires_grad=False))
+    return replace(checkpoint, model=model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.run import with_weights
+from export.source import with_weights
 from tests.manifests import write_manifest
 from vlm.manifest import Manifest
 from vlm.models.checkpoint import Checkpoint

@@ -29,7 +29,7 @@ from export._gguf_mmproj import measure
 from export._gguf_vocabulary import tokenization_differences
 from export.calibration import input_powers
 from export.graph import VisionEncoder
-from export.run import with_weights
+from export.source import with_weights
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
 from tests.manifests import write_manifest
 from tests.tiny import random_model

@@ -68,7 +68,7 @@ def test_a_layers_inputs_are_the_models_whatever_the_order_they_are_asked_in(ran
             checkpoint.model(inputs_embeds=x)
     hook.remove()
     truth = inverse_factor(torch.stack([x.T @ x / len(x) for x in seen]).mean(0))
-    inputs = LayerInputs(checkpoint, 2)
+    inputs = LayerInputs(checkpoint, lambda: calibration_embeddings(checkpoint, 2))
     for _ in range(2):
         found = inputs.factor(down.weight)
         assert found is not None
@@ -79,8 +79,8 @@ def test_a_layers_inputs_are_the_models_whatever_the_order_they_are_asked_in(ran
 
 
 def test_what_is_no_matrix_of_the_decoder_has_none(tmp_path: Path) -> None:
-    model = load_checkpoint(save_random_checkpoint(tmp_path / "checkpoint")).model
-    inputs = LayerInputs(load_checkpoint(tmp_path / "checkpoint"), 1)
+    checkpoint = load_checkpoint(save_random_checkpoint(tmp_path / "checkpoint"))
+    inputs = LayerInputs(checkpoint, lambda: calibration_embeddings(checkpoint, 1))
     for name in ("model.language_model.embed_tokens.weight", "model.language_model.norm.weight"):
-        assert inputs.factor(model.get_parameter(name)) is None
+        assert inputs.factor(checkpoint.model.get_parameter(name)) is None
     assert not inputs.asked

@@ -22,7 +22,8 @@ from export.blocks import quantize_blocks  # noqa: E402
 from export.config import ExportConfig  # noqa: E402
 from export.formats.onnx import dequantized  # noqa: E402
 from export.probes import scene_probes  # noqa: E402
-from export.run import export_one, with_weights  # noqa: E402
+from export.run import export_one  # noqa: E402
+from export.source import with_weights  # noqa: E402
 from tests.tiny import random_model, save_random_checkpoint  # noqa: E402
 from vlm.errors import UserError  # noqa: E402
 from vlm.manifest import read_manifest  # noqa: E402

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class Checkpoint:
         """Number of vision tokens, V."""
         return self.facts.image_tokens
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """One hash over every file of the checkpoint."""
         return tree_sha256(self.folder)
