@@ -116,10 +116,9 @@ def _flipped(flips: list[Flip]) -> dict[str, int]:
 
 
 def save(verdict: Verdict, new: Path) -> None:
-    """Put a verdict into the report it is about, as "gate".
+    """Keep a verdict where its report lies in a run folder (runs/<name>/report), in stages/gate.json of the run.
 
-    Where the report lies in a run folder (runs/<name>/report), the run keeps the verdict too, in stages/gate.json:
-    reports drawn later show it as long as nothing is measured anew.
+    Reports drawn later show it as long as nothing is measured anew; the report that was judged is not changed.
 
     Args:
         verdict: from `gate`.
@@ -128,14 +127,9 @@ def save(verdict: Verdict, new: Path) -> None:
         UserError: the report is missing, broken or of another schema.
     """
     report, folder = read_report(new)
-    record, stages = verdict.record(), folder.parent / GATE.parent
-    report["gate"] = record
-    report["reasons"] = {key: why for key, why in report.get("reasons", {}).items() if key != "gate"}
-    file = folder / "report.json" if new.is_dir() else new
-    write_atomic(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    if stages.is_dir():
-        judged = (report.get("run") or {}).get("created")
-        write_atomic(folder.parent / GATE, json.dumps({"judged": judged, "gate": record}, indent=1) + "\n")
+    if (folder.parent / GATE.parent).is_dir():
+        tree = {"judged": (report.get("run") or {}).get("created"), "gate": verdict.record()}
+        write_atomic(folder.parent / GATE, json.dumps(tree, indent=1) + "\n")
 
 
 def read_report(path: Path) -> tuple[Tree, Path]:

@@ -15,7 +15,7 @@ POWER_COLUMNS = ["what", "benchmark", "answers", "standard error", "smallest dro
 
 
 def gate(
-    new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="report.json to judge.")] = None,
+    new: Annotated[Path | None, typer.Argument(metavar="NEW", help="report.json to judge.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="report.json to compare with.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points that the average accuracy may lose.")] = None,
     max_slowdown: Annotated[float | None, typer.Option(help="Percent that medians may get slower.")] = None,
@@ -32,7 +32,7 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML here, for CI.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Judge a report against a baseline and keep the verdict in it.
+    """Judge a report against a baseline; a run keeps the verdict for the reports that are drawn of it.
 
     Exit 0 when nothing got worse, 1 on a regression, 2 when it cannot be judged.
     """
