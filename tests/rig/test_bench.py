@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from device_bench.config import BenchConfig
+from device_bench.devices import open_device
 from device_bench.evaluate import evaluate, scenes_questions
 from device_bench.gate import gate
 from device_bench.judge import Allowances
+from device_bench.metrics import NAMES
 from device_bench.report import write
 from device_bench.run import Progress, bench_one, silent
 from tests.rig.conftest import ENGINES, over_both
@@ -52,7 +54,7 @@ def host_answers(artifact: Path) -> list[str]:
 
 @over_both
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_device_gives_the_hosts_answers_and_nothing_is_left(
+def test_a_device_gives_the_hosts_answers_no_speed_is_shown_and_nothing_is_left(
     rig: Rig, spec: str, engine: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     tree, answers = bench(spec, artifacts[engine], tmp_path)
@@ -62,17 +64,12 @@ def test_a_device_gives_the_hosts_answers_and_nothing_is_left(
     assert tree["load_ms"] > 0 and tree["decode_tok_s"]["n"] >= 2 and tree["peak_rss_mb"] > 5
     assert tree["energy_j"] is None and tree["reasons"]["energy_j"]
     assert rig.left() == []
-
-
-def test_no_speed_of_an_emulated_device_is_shown_or_judged(
-    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
-) -> None:
-    tree, _ = bench("adb", artifacts["onnx"], tmp_path / "results")
-    write(tmp_path / "results", tmp_path / "report")
-    shown = (tmp_path / "report" / "report.md").read_text()
-    assert "emulated" in shown and f"{tree['decode_tok_s']['p50']:.1f}" not in shown
-    verdict = gate(tmp_path / "report", tmp_path / "report" / "report.json", Allowances())
-    assert not {check.group for check in verdict.checks} & {"latency", "memory"}
+    write(tmp_path, tmp_path / "report")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    shown = report["artifacts"][0]["benches"][0]
+    assert shown["accuracy"] and [shown[name] for name in NAMES] == [None] * len(NAMES)
+    judged = gate(tmp_path / "report", tmp_path / "report" / "report.json", Allowances())
+    assert not {check.group for check in judged.checks} & {"latency", "memory"}
 
 
 def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answers(
@@ -118,10 +115,9 @@ def test_a_whole_emulated_computer_gives_the_hosts_answers(
     serial, port = rig.start_machine()
     try:
         assert listening(port) == listening(int(serial.rpartition(":")[2])) <= LOOPBACK
-        expected = host_answers(artifacts["onnx"])
-        for spec in (f"adb:{serial}", f"ssh:root@127.0.0.1:{port}"):
-            tree, answers = bench(spec, artifacts["onnx"], tmp_path)
-            assert tree["device"]["kind"] == "emulated" and answers == expected
+        assert open_device(f"adb:{serial}").identify().kind == "emulated"
+        tree, answers = bench(f"ssh:root@127.0.0.1:{port}", artifacts["onnx"], tmp_path)
+        assert tree["device"]["kind"] == "emulated" and answers == host_answers(artifacts["onnx"])
         assert rig.ssh(port, "ls -A /root /data/local/tmp; ls -l /proc/*/cwd | grep pocketvlm").stdout.split() == [
             "/data/local/tmp:",
             "/root:",
