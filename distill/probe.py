@@ -223,7 +223,8 @@ def reading_attention(decoder: PreTrainedModel, layers: list[int], *, stop: bool
                 raise _Enough
 
         # Only this layer's own copy of the configuration names the recording function: the others, the mask and a
-        # recomputation of this layer in the backward pass see what they always see.
+        # recomputation of this layer in the backward pass see what they always see. The field is transformers' own: its
+        # setter would also change the configurations within this one, which the copy shares with the model's.
         module.plain_config, module.keep = module.config, keep
         module.config = copy.copy(module.config)
         module.config._attn_implementation_internal = RECORDING

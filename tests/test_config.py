@@ -1,9 +1,11 @@
 """Overrides reach every value of a configuration, and one that cannot says what to type."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from pocketvlm.commands import distill
 from vlm.config import Config
 from vlm.errors import UserError
 
@@ -29,6 +31,13 @@ def test_an_override_reaches_an_item_of_a_list(file: Path) -> None:
     found = Run.load(file, ["stages.1.steps=10", "stages.0.rate=0.5", "name=y"])
     assert found.stages == [Stage(steps=1, rate=0.5), Stage(steps=10)] and found.name == "y"
     assert Run.load(file, ["stages=[]"]).stages == []
+
+
+def test_the_layout_of_a_file_does_not_decide_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "plain.yaml"
+    stage = {"name": "s", "data": {"kind": "scene_captions", "count": 1}, "steps": 1, "batch_size": 1}
+    path.write_text(json.dumps({"student": "x", "stages": [{**stage, "learning_rate": 1}]}))
+    assert distill.load(path, None)[1] == "plain"
 
 
 def test_a_file_of_another_kind_and_a_missing_key_are_one_line_each(file: Path) -> None:

@@ -30,14 +30,7 @@ class Config(BaseModel):
         Raises:
             UserError: the file is missing or not YAML, a key or value is wrong; the message names all three.
         """
-        if not path.is_file():
-            raise UserError(f"{path}: no such configuration file. The built-in default is configs/tiny.yaml.")
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a readable YAML file: {error}") from error
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}: a mapping of keys to values was expected, found {type(tree).__name__}.")
+        tree = read(path)
         for key, (kind, command) in KINDS.items():
             if key in tree and key not in cls.model_fields:
                 raise UserError(f"{path}: this is the file of {kind}. Type: pocketvlm {command} {path}")
@@ -56,6 +49,23 @@ class Config(BaseModel):
     def dump(self) -> str:
         """Return the YAML text from which `load` builds an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the mapping that a YAML file holds.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file. The built-in default is configs/tiny.yaml.")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a mapping of keys to values was expected, found {type(tree).__name__}.")
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

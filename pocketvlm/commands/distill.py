@@ -49,9 +49,9 @@ def load(path: Path, overrides: list[str] | None) -> tuple[DistillConfig, str]:
     """Read a distillation and its name from its own file (the file's name) or from a run's."""
     from distill.config import DistillConfig
     from pocketvlm.pipeline import RunConfig
+    from vlm.config import read
 
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    if any(line.startswith("stages:") for line in lines):
+    if "stages" in read(path):
         return DistillConfig.load(path, overrides), path.stem
     settings = RunConfig.load(path, overrides)
     return settings.distill, settings.name
