@@ -27,7 +27,7 @@ class Allowances(Config):
     """How much worse the new run may be before it is a regression (configs/gate.yaml)."""
 
     max_drop: float = Field(1.0, ge=0)  # points of the average
-    max_task_drop: float = Field(2.0, ge=0)  # points of each benchmark
+    max_task_drop: float = Field(1.0, ge=0)  # points of each benchmark
     tasks: dict[str, float] = {}  # points of single benchmarks, instead of max_task_drop
     must_see: float = Field(5.0, gt=0)  # points of the average; a comparison that would miss such a drop is no pass
     alpha: float = Field(power.ALPHA, gt=0, lt=0.5)  # chance of an alarm where nothing got worse

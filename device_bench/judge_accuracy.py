@@ -91,37 +91,38 @@ def accuracy_checks(comparisons: Sequence[Compared], allowances: Allowances) -> 
     """Judge the averages and the benchmarks of everything that was compared.
 
     A regression is a drop of more than the allowance that is also beyond the noise: a one-sided test at `alpha`, the
-    averages of a report corrected together and its benchmarks together (Holm). A drop of more than the allowance
-    within the noise cannot be judged, nor an average of which a drop of `must_see` points would be missed.
+    averages of a report corrected together and its benchmarks together (Holm), each at half of `alpha` where they are
+    not the same. Else an average cannot be judged that dropped by more than its allowance or of which a drop of
+    `must_see` points would be missed, and a benchmark of which both is true.
     """
-    averages = holm({each.where: each.found["avg"]["p_drop"] for each in comparisons})
-    tasks = holm(
-        {
-            f"{each.where}\n{name}": item["p_drop"]
-            for each in comparisons
-            for name, item in each.found.items()
-            if name != "avg"
-        }
-    )
+    averages = {(each.where, "avg"): each.found["avg"]["p_drop"] for each in comparisons}
+    tasks = {
+        (each.where, name): item["p_drop"] for each in comparisons for name, item in each.found.items() if name != "avg"
+    }
+    looks = 1 if len(tasks) == len(averages) else 2
+    corrected = {key: looks * p for group in (averages, tasks) for key, p in holm(group).items()}
     checks = []
     for each in comparisons:
         for name, item in each.found.items():
-            p = averages[each.where] if name == "avg" else tasks[f"{each.where}\n{name}"]
-            checks.append(_check(each, name, item, p, allowances))
+            alpha = allowances.alpha / looks / len(averages if name == "avg" else tasks)
+            checks.append(_check(each, name, item, corrected[each.where, name], alpha, allowances))
     return checks
 
 
-def _check(each: Compared, name: str, item: Difference, p: float, allowances: Allowances) -> Check:
+def _check(each: Compared, name: str, item: Difference, p: float, alpha: float, allowances: Allowances) -> Check:
     default = allowances.max_drop if name == "avg" else allowances.max_task_drop
     allowed, points, (low, high) = allowances.tasks.get(name, default), item["points"], item["ci95"]
-    sees = smallest_drop(item["error"], allowances.alpha, allowances.power)
-    state: State = "pass" if points >= -allowed else "regression" if p < allowances.alpha else "cannot judge"
+    sees = smallest_drop(item["error"], alpha, allowances.power)
+    beyond, blind = points < -allowed, sees > allowances.must_see
+    state: State = "pass"
     why = f"{each.how}, 95 % {low:+.1f} to {high:+.1f}"
-    if state == "cannot judge":
-        why += f"; {NOISE}"
-    elif state == "pass" and name == "avg" and sees > allowances.must_see:
+    if beyond and p < allowances.alpha:
+        state = "regression"
+    elif (beyond or blind) if name == "avg" else (beyond and blind):
         state = "cannot judge"
-        why += f"; {NOISE}: only drops of {sees:.1f} points or more are seen"
+        why += f"; {NOISE}" + (f": only drops of {sees:.1f} points or more are seen" if blind else "")
+    elif beyond:
+        why += "; within the noise"
     old, new = score_of(each.before, name)["score"], score_of(each.after, name)["score"]
     label, change = AVERAGE if name == "avg" else name, round(points, 2)
     return Check(each.where, "accuracy", label, old, new, change, "points", allowed, state, why, round(sees, 2))

@@ -18,6 +18,11 @@ def deviations(alpha: float = ALPHA, power: float = POWER) -> float:
     return NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(power)
 
 
+def standard_error(disagreement: float, drop: float, n: int) -> float:
+    """Standard error in points of the paired difference of n answers, of which a share changes sides."""
+    return 100 * math.sqrt((disagreement - (drop / 100) ** 2) / n)
+
+
 def questions_needed(drop: float, disagreement: float, alpha: float = ALPHA, power: float = POWER) -> int:
     """Independent questions that it takes to see a drop.
 
@@ -34,6 +39,18 @@ def questions_needed(drop: float, disagreement: float, alpha: float = ALPHA, pow
 def smallest_drop(error: float, alpha: float = ALPHA, power: float = POWER) -> float:
     """Drop in points that is seen with this power, from the standard error of the difference in points."""
     return deviations(alpha, power) * error
+
+
+def chance_to_see(drop: float, error: float, alpha: float, allowed: float) -> float:
+    """Chance that the gate calls a drop (0: none): that it is measured beyond the allowance and beyond the noise.
+
+    Args:
+        drop: points of percent.
+        error: standard error of the difference, in points.
+        alpha: of the one-sided test.
+        allowed: points that may be lost.
+    """
+    return 1 - NormalDist(drop, error).cdf(max(allowed, NormalDist().inv_cdf(1 - alpha) * error))
 
 
 def needed_from(error: float, n: int, drop: float, alpha: float = ALPHA, power: float = POWER) -> int:

@@ -4,9 +4,9 @@ Everywhere `a` is what was there before (baseline, undistilled) and `b` what is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from device_bench.resampling import LEVEL, bootstrap_p, percentiles, resampled_w
 from device_bench.tasks.base import Sample
 from vlm.errors import UserError
 
+Key = TypeVar("Key", bound=Hashable)
 # Families whose score is the mean of the answers' credits, so that sign flips of whole images are an exact test.
 EXACT = ("gqa", "scienceqa", "textvqa")
 MCNEMAR, CLUSTERED, BOOTSTRAP = "McNemar", "McNemar over images", "bootstrap over images"
@@ -56,7 +57,8 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
     Returns:
         For "avg" and each family the points b - a with the 95 % interval of a bootstrap over images that draws the same
         images for both. The p values are exact for plain accuracies, else from the bootstrap: McNemar's test where
-        every image has one question, and the same with whole images in place of questions where some have more.
+        every image has one question, and the same with whole images in place of questions where some have more. The
+        average of one family is that family.
     Raises:
         UserError: the questions are not the same.
     """
@@ -86,6 +88,8 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
             "test": test,
             "n": scored,
         }
+    if len(first.families) == 1:
+        result["avg"] = {**result[first.families[0]]}
     return result
 
 
@@ -151,9 +155,9 @@ def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[S
     return [first[key] for key in order], [second[key] for key in order]
 
 
-def holm(p_values: dict[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Adjust p values for testing several at once (Holm 1979)."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Key, float] = {}
     worst = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[name]))
