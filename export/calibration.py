@@ -1,6 +1,7 @@
 """What quantizers see of the model at work: pictures and questions, never text alone, from scenes it may train on."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,38 @@ SCENES = 16
 HEAD = "lm_head.weight"
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A picture [1, 3, S, S], a prompt with the right answer behind it as ids [N], and the answer's length."""
+
+    pixels: Tensor
+    ids: Tensor
+    answer: int
+
+
+def calibration_prompts(checkpoint: Checkpoint, scenes: int = SCENES) -> Iterator[Prompt]:
+    """Yield a question about each of the first training scenes: nothing is asked here that accuracy is measured on."""
+    facts = checkpoint.facts
+    tokenizer = Tokenizer(facts.tokenizer)
+    for seed in range(scenes):
+        scene = make_scene(seed)
+        questions = benchmark_questions(scene)
+        question = questions[seed % len(questions)]
+        parts = TEMPLATES[facts.template](question.prompt)
+        prompt = prompt_ids(parts, tokenizer, facts.bos_id, facts.image_token_id, facts.image_tokens)
+        answer = tokenizer.encode(question.answer)
+        pixels = torch.from_numpy(pixel_values(render(scene), facts.preprocessing))  # [1, 3, S, S]
+        yield Prompt(pixels, torch.tensor(prompt + answer), len(answer))
+
+
+def prompt_embeddings(checkpoint: Checkpoint, encoder: nn.Module, prompt: Prompt) -> Tensor:
+    """What the decoder reads of a prompt, [1, N, D] float32."""
+    table, image = checkpoint.model.get_input_embeddings().weight, checkpoint.facts.image_token_id
+    x = table[prompt.ids.clamp(max=len(table) - 1)].detach().float()  # [N, D]
+    x[prompt.ids == image] = encoder(prompt.pixels)[0][0]  # [V, D]
+    return x[None]
+
+
 def calibration_embeddings(checkpoint: Checkpoint, scenes: int = SCENES) -> Iterator[Tensor]:
     """Yield one sequence [1, N, D] float32 per scene: prompt, vision tokens, a question and its right answer.
 
@@ -28,20 +61,9 @@ def calibration_embeddings(checkpoint: Checkpoint, scenes: int = SCENES) -> Iter
         checkpoint: the model, its weights as they are stored.
         scenes: how many; their pictures are encoded one at a time.
     """
-    facts, model = checkpoint.facts, checkpoint.model
-    tokenizer, encoder = Tokenizer(facts.tokenizer), in_float32(VisionEncoder(model))
-    table = model.get_input_embeddings().weight
-    for seed in range(scenes):
-        scene = make_scene(seed)  # a training scene: nothing is asked here that accuracy is measured on
-        questions = benchmark_questions(scene)
-        question = questions[seed % len(questions)]
-        parts = TEMPLATES[facts.template](question.prompt)
-        prompt = prompt_ids(parts, tokenizer, facts.bos_id, facts.image_token_id, facts.image_tokens)
-        ids = torch.tensor(prompt + tokenizer.encode(question.answer))  # [N]
-        pixels = torch.from_numpy(pixel_values(render(scene), facts.preprocessing))  # [1, 3, S, S]
-        x = table[ids.clamp(max=len(table) - 1)].detach().float()  # [N, D]
-        x[ids == facts.image_token_id] = encoder(pixels)[0][0]  # [V, D]
-        yield x[None]
+    encoder = in_float32(VisionEncoder(checkpoint.model))
+    for prompt in calibration_prompts(checkpoint, scenes):
+        yield prompt_embeddings(checkpoint, encoder, prompt)
 
 
 def input_powers(checkpoint: Checkpoint, scenes: int = SCENES) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from pocketvlm.commands import (
     gate,
     report,
     run,
+    sensitivity,
 )
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.command("bundle")(bundle.bundle)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("analyze")(analyze.analyze)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("gate")(gate.gate)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)

@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": ["ARTIFACT_OR_CHECKPOINT", "--tasks", "--data", "--predictions", "--json"],
     "ablate": ["STUDY", "key=value", "--out", "--read-test-again", "--json"],
     "analyze": ["CHECKPOINT", "--scenes", "--images", "--question", "--layer", "--out", "--json"],
+    "sensitivity": ["CHECKPOINT", "--out", "--scenes", "--bits", "--json"],
     "gate": ["NEW", "--baseline", "--max-drop", "--max-slowdown", "--ignore", "--json"],
     "report": ["RESULTS...", "--out", "--json"],
     "doctor": ["CONFIG", "key=value", "--out", "--json"],
