@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_bench.devices import _bundle
-from device_bench.devices._bundle import RECORD, bundle
+from device_bench.devices._bundle import RECORD, bundle, own_bundle
 from vlm.errors import UserError
 from vlm.folders import sha256
 
@@ -71,3 +71,16 @@ def test_a_bundle_in_the_cache_is_used_and_a_damaged_one_refused(
     (made.folder / "pocketvlm-runner").write_text("other")
     with pytest.raises(UserError, match=r"pocketvlm-runner: damaged\. Remove"):
         bundle("executorch", "arm64-v8a")
+
+
+def test_a_runner_that_the_user_built_is_taken_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_bundle("onnx") is None
+    monkeypatch.setenv("POCKETVLM_RUNNERS", str(tmp_path))
+    with pytest.raises(UserError, match=r"onnx/pocketvlm-runner: not there; POCKETVLM_RUNNERS names a folder"):
+        own_bundle("onnx")
+    (tmp_path / "onnx").mkdir()
+    for name in ("pocketvlm-runner", "libonnxruntime.so", "libc++_shared.so"):
+        (tmp_path / "onnx" / name).write_text(name)
+    own = own_bundle("onnx")
+    assert own is not None and own.command("/there") == ["/there/pocketvlm-runner"]
+    assert sorted(own.files) == ["libc++_shared.so", "libonnxruntime.so", "pocketvlm-runner"]

@@ -59,6 +59,7 @@ ENGINES = {
     "llamacpp": Engine("onnxruntime", "onnxruntime/capi/libonnxruntime.so.*", needs_root=True),
 }
 LLAMACPP_ROOT = "LLAMACPP_ROOT"
+OWN_RUNNERS = "POCKETVLM_RUNNERS"
 PROCESSORS = {
     "arm64-v8a": Processor(
         "aarch64-linux-gnu-g++",
@@ -75,7 +76,7 @@ HEADER_PLACES = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle: its files by name, and how to start its runner where they lie."""
+    """A finished bundle: its files by name, and how to start its runner where they lie; loader "" is the system's."""
 
     engine: str
     folder: Path
@@ -85,7 +86,27 @@ class Bundle:
 
     def command(self, place: str) -> list[str]:
         """The words that start the runner from the folder `place` of the device."""
-        return [f"{place}/{self.loader}", "--library-path", place, f"{place}/{RUNNER_NAME}"]
+        loader = [f"{place}/{self.loader}", "--library-path", place] if self.loader else []
+        return [*loader, f"{place}/{RUNNER_NAME}"]
+
+
+def own_bundle(engine: str) -> Bundle | None:
+    """What the user has built, for example with Android's NDK: a runner that finds its libraries beside it; or None.
+
+    Raises:
+        UserError: $POCKETVLM_RUNNERS is set and has no runner of this engine.
+    """
+    chosen = os.environ.get(OWN_RUNNERS)
+    if not chosen:
+        return None
+    folder = Path(chosen) / engine
+    if not (folder / RUNNER_NAME).is_file():
+        raise UserError(
+            f"{folder / RUNNER_NAME}: not there; {OWN_RUNNERS} names a folder with one folder per engine: runner and "
+            "libraries. Build it (android_harness/README.md), or unset the variable."
+        )
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    return Bundle(engine, folder, files, "", ENGINES[engine].model)
 
 
 def bundle(engine: str, abi: str) -> Bundle:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from device_bench.devices import _passes
-from device_bench.devices._bundle import bundle
+from device_bench.devices._bundle import bundle, own_bundle
 from device_bench.devices._claim import MARGIN_S, Claim
 from device_bench.devices._link import Link, Lost
 from device_bench.devices._method import observe
@@ -108,7 +108,8 @@ class RemoteDevice(Device):
         arch, self.emulated = identity.arch or "unknown", identity.kind == "emulated"
         if arch not in ABIS:
             raise UserError(f"--device {self.spec}: processor {arch!r} found; {', '.join(sorted(set(ABIS)))} expected.")
-        self._bundle = bundle(asker.manifest.engine, ABIS[arch])
+        engine = asker.manifest.engine
+        self._bundle = own_bundle(engine) or bundle(engine, ABIS[arch])
         files = {f"bundle/{name}": path for name, path in self._bundle.files.items()}
         files |= {f"artifact/{file.path}": artifact / file.path for file in asker.manifest.files}
         self._files, fresh = files, self._pushed != artifact

@@ -277,7 +277,7 @@ class Rig:
         )
         programs = {
             "adb": f"HOME={self.work} LD_LIBRARY_PATH={libraries} exec {adb}",
-            "ssh": f"exec {shutil.which('ssh') or host / 'bin' / 'ssh'} {config}",
+            "ssh": f"LD_LIBRARY_PATH={self.host_libraries} exec {host / 'bin' / 'ssh'} {config}",
             "scp": "exit 1",
         }
         for tool in ("g++", "readelf"):
