@@ -46,7 +46,11 @@ def _prepare(config: DistillConfig, on_progress: Progress) -> None:
     """Fetch and convert the checkpoints once, before several processes ask for them, and where it can be shown."""
     named = (config.teacher, config.vision, config.student)
     for name in dict.fromkeys(name for name in named if isinstance(name, str)):
-        prepared(Path(name), lambda share, what, name=name: on_progress(0.0, f"converting {name}: {share:.0%}"))
+
+        def show(share: float, what: str, name: str = name) -> None:
+            on_progress(0.0, f"converting {name}: {share:.0%}")
+
+        prepared(Path(name), show)
 
 
 def _train(variants: dict[str, DistillConfig], run_dir: Path, on_progress: Progress | None) -> None:

@@ -5,24 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.config import ExportConfig
+from export.formats.base import Cost
 from vlm.bars import is_float, is_four_bit
 from vlm.errors import UserError
 from vlm.machine import available_memory, free_disk
 from vlm.models.checkpoint import Checkpoint
+from vlm.registry import load
 
 GB = 1e9
 # Python with torch and an exporter, before any weight.
 BASE_MEMORY, BASE_DISK, BASE_SECONDS = 1.2 * GB, 0.02 * GB, 15.0
-# Peak bytes per parameter while a format is written; files that are mapped count, because they are in use.
-WRITING = {"onnx": 3.5, "executorch": 4.5, "coreml": 3.5, "gguf": 3.0}
-# A float32 model is the reference of parity, and what Core ML's programs are interpreted with away from macOS.
+# Peak bytes per parameter: a float32 model is the reference of parity, and what Core ML's programs are interpreted with
+# away from macOS.
 PROVING = 4.5
-# Seconds on two cores: per parameter while writing, per parameter and probe while proving.
-WRITING_SECONDS = {"onnx": 40 / GB, "executorch": 90 / GB, "coreml": 60 / GB, "gguf": 35 / GB}
-PROVING_SECONDS = 12 / GB
-GPTQ_SECONDS = 240 / GB  # per parameter of a 4-bit target that is rounded for its inputs
-# Bytes per parameter of the vision tower's files; GGUF has it twice, in ONNX and in mmproj.gguf.
-VISION = {"onnx": 1.1, "executorch": 4.0, "coreml": 2.0, "gguf": 4.0}
+# Seconds on two cores: per parameter and probe; per parameter of a 4-bit target that is rounded for its inputs.
+PROVING_SECONDS, GPTQ_SECONDS = 12 / GB, 240 / GB
 _HALF = ("coreml", "vulkan")  # ExecuTorch's presets by their delegates
 
 
@@ -69,10 +66,10 @@ def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], config:
         out: where the artifacts will lie.
     """
     count = parameters(checkpoint)
-    memory = max((WRITING[name] for name, _ in targets), default=0.0)
+    memory = max((cost_of(name).memory for name, _ in targets), default=0.0)
     seconds = sum(seconds_of(name, precision, count, config) for name, precision in targets)
     disk = sum(disk_of(checkpoint, name, precision) for name, precision in targets)
-    temporary = max((2.0 * count for name, precision in targets if name == "gguf" and precision != "f16"), default=0)
+    temporary = max((cost_of(name).temporary * count for name, precision in targets if precision != "f16"), default=0)
     return Forecast(
         BASE_MEMORY + max(memory, PROVING) * count,
         BASE_DISK * len(targets) + disk + temporary,
@@ -82,6 +79,12 @@ def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], config:
     )
 
 
+def cost_of(name: str) -> Cost:
+    """What a format says of itself."""
+    cost: Cost = load("export.formats", name).COST
+    return cost
+
+
 def parameters(checkpoint: Checkpoint) -> int:
     """How many numbers the model has."""
     return sum(parameter.numel() for parameter in checkpoint.model.parameters())
@@ -89,9 +92,9 @@ def parameters(checkpoint: Checkpoint) -> int:
 
 def seconds_of(name: str, precision: str, count: int, config: ExportConfig) -> float:
     """Seconds that writing and proving one target of a format takes on two cores, for a model of `count` numbers."""
-    compensated = config.calibration_scenes > 0 and is_four_bit(precision) and name != "gguf"
-    rounding = GPTQ_SECONDS if compensated else 0.0
-    return BASE_SECONDS + (WRITING_SECONDS[name] + rounding + PROVING_SECONDS * config.probes) * count
+    cost = cost_of(name)
+    rounding = GPTQ_SECONDS if config.calibration_scenes > 0 and is_four_bit(precision) and cost.gptq else 0.0
+    return BASE_SECONDS + (cost.seconds + rounding + PROVING_SECONDS * config.probes) * count
 
 
 def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:
@@ -100,7 +103,7 @@ def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:
     for parameter_name, parameter in checkpoint.model.named_parameters():
         counts[parameter_name.startswith(("model.vision_tower.", "model.multi_modal_projector."))] += parameter.numel()
     preset = precision.partition(",")[0]
-    vision = 4.0 if preset == "fp32" else VISION[name]
+    vision = 4.0 if preset == "fp32" else cost_of(name).vision
     return vision * counts[True] + weight_bytes(preset) * counts[False]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -41,7 +41,7 @@ LIBRARIES = (
 class Target:
     """A format's module and one of its precisions."""
 
-    format: Literal["onnx", "executorch", "coreml", "gguf"]
+    format: str
     precision: str
     module: ModuleType
 
@@ -116,7 +116,6 @@ def parse_target(text: str) -> Target:
     Raises:
         UserError: no such format or precision, or a library it needs is not installed.
     """
-    name: Any
     name, _, precision = text.partition(":")
     try:
         module = load("export.formats", name)

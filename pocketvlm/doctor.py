@@ -13,14 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pocketvlm.steps import engine
 from vlm.errors import UserError, install_hint
+from vlm.registry import names
 
 if TYPE_CHECKING:
     from pocketvlm.pipeline import RunConfig
 
 State = Literal["ok", "note", "missing"]
 
-ALL_FORMATS = ("onnx", "executorch", "coreml", "gguf")
+ALL_FORMATS = tuple(names("export.formats"))
 # Package, module, extra that brings it, and the formats that cannot be written without it.
 PACKAGES = (
     ("torch", "torch", "torch", ALL_FORMATS),
@@ -68,7 +70,6 @@ ENGINES = {
     "llamacpp": "import vlm.runtimes.llamacpp",
     "torch": "import vlm.runtimes.torch",
 }
-FORMAT_OF = {"llamacpp": "gguf"}  # of an engine, where the names differ
 IMPORT_S = 120
 
 
@@ -158,7 +159,7 @@ def _engines(formats: set[str] | None) -> list[Finding]:
 
 
 def _engine(name: str, statement: str, formats: set[str] | None) -> Finding:
-    needed = formats is not None and (name == "torch" or FORMAT_OF.get(name, name) in formats)
+    needed = formats is not None and (name == "torch" or f"vlm.runtimes.{name}" in map(engine, formats))
     bad: State = "missing" if needed else "note"
     try:
         command = [sys.executable, "-c", statement]

@@ -1,12 +1,14 @@
 """An export says what it needs before it starts, and does not start where that is not there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import export.forecast
 from export.config import ExportConfig
-from export.forecast import disk_of, forecast
+from export.forecast import BASE_MEMORY, disk_of, forecast, parameters
+from export.formats.base import Cost
 from export.run import run
 from export.source import open_checkpoint
 from vlm.errors import UserError
@@ -28,6 +30,16 @@ def test_all_targets_lie_on_the_disk_but_one_is_in_memory_at_a_time(checkpoint: 
         forecast(checkpoint, [("coreml", "fp16")] * count, ExportConfig(probes=4), tmp_path) for count in (1, 2)
     )
     assert two.memory == one.memory and two.disk == pytest.approx(2 * one.disk) and two.seconds == 2 * one.seconds
+
+
+def test_a_new_format_brings_its_own_factors(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(COST=Cost(memory=1000.0, seconds=1.0, vision=1.0))
+    monkeypatch.setattr(export.forecast, "load", lambda package, name: module)
+    count = parameters(checkpoint)
+    needs = forecast(checkpoint, [("new", "fp16")], ExportConfig(probes=1), tmp_path)
+    assert needs.memory == BASE_MEMORY + 1000 * count and needs.seconds > count
 
 
 def test_fewer_bits_are_smaller(checkpoint: Checkpoint) -> None:

@@ -99,8 +99,8 @@ class Manifest(Config):
 
     schema_: Literal[1] = Field(1, alias="schema")
     name: str  # "<format>-<precision>"
-    format: Literal["onnx", "executorch", "coreml", "gguf"]
-    engine: Literal["onnx", "executorch", "coreml", "llamacpp"]
+    format: str  # a module of export.formats
+    engine: str  # a module of vlm.runtimes
     precision: str
     precisions: Precision
     files: list[File]

@@ -12,7 +12,6 @@ from device_bench.report.sources import Tree
 from device_bench.tasks.base import Sample
 from vlm.bars import accuracy_bar, accuracy_verdict, is_four_bit
 
-FORMATS = ("onnx", "executorch", "coreml", "gguf")
 NO_MANIFEST = "the artifact's folder is not here, only its results"
 EMULATED = "an emulated processor: its answers are right, its speed, memory and energy are no device's"
 NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
@@ -38,9 +37,9 @@ def artifact_records(run: Path, selection: Selection) -> list[Tree]:
 
 
 def _order(name: str) -> tuple[int, bool, str]:
-    """By format in the order of FORMATS, the wide precision before the narrow one."""
-    format_ = name.partition("-")[0]
-    return FORMATS.index(format_) if format_ in FORMATS else len(FORMATS), is_four_bit(name), name
+    """By format in the order in which they are worded, the wide precision before the narrow one."""
+    known, format_ = list(wording.FORMAT_NAMES), name.partition("-")[0]
+    return known.index(format_) if format_ in known else len(known), is_four_bit(name), name
 
 
 def _artifact(name: str, manifest: Tree | None, measured: Tree, benches: list[Tree]) -> Tree:

@@ -1,6 +1,7 @@
 """What every format is: a module with these names, found by its file name.
 
 ENGINE: str                    the runtime of vlm.runtimes that opens its artifacts
+COST: Cost                     what writing takes, for the forecast
 PRECISIONS: tuple[str, ...]    what `write` can write: the names of its PRESETS
 PRESETS, STORAGES              see export.precision; a format without them takes its PRECISIONS as they are
 write(checkpoint, precision, folder, context_length, inputs=None) -> Written
@@ -17,6 +18,25 @@ dequantized(checkpoint, precision, folder) -> dict[str, torch.Tensor] | None
 from dataclasses import dataclass, field
 
 from vlm.manifest import Precision
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What writing takes, per parameter of the model; estimated at 1.7B (export/forecast.py).
+
+    Attributes:
+        memory: peak bytes; files that are mapped count, because they are in use.
+        seconds: on two cores.
+        vision: bytes of the files of the vision tower's parameters.
+        temporary: bytes of the file that is written first, for another precision than f16.
+        gptq: whether 4-bit weights are rounded for their inputs.
+    """
+
+    memory: float
+    seconds: float
+    vision: float
+    temporary: float = 0.0
+    gptq: bool = True
 
 
 @dataclass(frozen=True)

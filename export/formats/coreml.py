@@ -21,7 +21,7 @@ from torch import nn
 from export._coreml_modules import CoreMlDecoder
 from export._coreml_weights import BLOCK, STORE, in_blocks, matrices, register, skeleton
 from export.calibration import LayerInputs
-from export.formats.base import Written
+from export.formats.base import Cost, Written
 from export.graph import TokenEmbedding, VisionEncoder
 from export.precision import COMPONENTS, resolve, uniform
 from export.source import names_in
@@ -33,6 +33,7 @@ from vlm.runtimes.coreml import DECODER, EMBEDDING, VISION
 
 ct = coremltools()
 ENGINE = "coreml"
+COST = Cost(memory=3.5, seconds=60e-9, vision=2.0)
 # A scale per row in int8, one per 32 columns in int4, a palette of 16 values per 16 rows in pal4.
 PRESETS = {
     "fp16": uniform("fp16"),

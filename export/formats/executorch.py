@@ -19,7 +19,7 @@ from export._executorch_modules import ByteEmbedding, CachedDecoder
 from export._executorch_rounding import byte_weight, nibble_weight
 from export._executorch_weights import byte_embedding, linear_weights, read_program
 from export.calibration import LayerInputs
-from export.formats.base import Written
+from export.formats.base import Cost, Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder
 from export.precision import resolve, uniform
 from export.source import in_float32
@@ -29,6 +29,7 @@ from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.executorch import MODEL
 
 ENGINE = "executorch"
+COST = Cost(memory=4.5, seconds=90e-9, vision=4.0)
 GROUPS = {"8da4w": 32, "8da4w-128": 128}  # columns of a 4-bit weight that share a scale
 PRESETS = {
     "fp32": uniform("fp32"),

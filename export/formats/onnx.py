@@ -24,7 +24,7 @@ from export._onnx_decoder import GroupQueryDecoder
 from export._onnx_graph import save
 from export._onnx_weights import DYNAMIC, name_matrices, read_stored, store
 from export.calibration import LayerInputs
-from export.formats.base import Written
+from export.formats.base import Cost, Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder, masked_attention
 from export.precision import COMPONENTS, resolve, uniform
 from export.source import in_float32
@@ -33,6 +33,7 @@ from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.onnx import DECODER, EMBEDDING, VISION, cache_names
 
 ENGINE = "onnx"
+COST = Cost(memory=3.5, seconds=40e-9, vision=1.1)
 # The vision tower is small and its errors reach every token, so no preset takes it below 8 bits.
 PRESETS = {
     "fp32": uniform("fp32"),
