@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlm.bars import accuracy_bar, accuracy_verdict
+from vlm.bars import accuracy_bar
 from vlm.folders import write_atomic
 
 
@@ -56,11 +56,10 @@ def _problem(name: str, entry: dict[str, Any]) -> str:
 
 def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any]:
     from device_bench.evaluate import load_answers
-    from device_bench.report.compare import checkpoint_answers, difference
+    from device_bench.report.compare import checkpoint_answers, held_to_bar
 
     precision = result["artifact"]["precision"]
-    bar = accuracy_bar(precision)
-    unknown = {"points": None, "ci95": None, "bar": bar, "passed": None}
+    unknown = {"points": None, "ci95": None, "bar": accuracy_bar(precision), "passed": None}
     if not result["valid"]:
         return {**unknown, "reason": f"the measurement is invalid: {result['invalid_because']}"}
     if not result["answers"]:
@@ -68,8 +67,7 @@ def _compare(student: Path, path: Path, result: dict[str, Any]) -> dict[str, Any
     reference = checkpoint_answers(student)
     if reference is None:
         return {**unknown, "reason": "the student was not evaluated"}
-    found, why = difference(reference, load_answers(path.parent / result["answers"]))
+    found, why = held_to_bar(reference, load_answers(path.parent / result["answers"]), precision)
     if found is None:
         return {**unknown, "reason": why}
-    passed = accuracy_verdict(found["points"], found["ci95"], precision) != "fail"
-    return {"points": found["points"], "ci95": found["ci95"], "bar": bar, "passed": passed, "reason": None}
+    return {key: found[key] for key in ("points", "ci95", "bar")} | {"passed": found["state"] != "fail", "reason": None}

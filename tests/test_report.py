@@ -18,6 +18,7 @@ from device_bench.report.markdown import markdown
 from device_bench.report.svg import COLOURS
 from device_bench.report.table import table
 from device_bench.report.training import thin
+from device_bench.report.wording import badges
 from device_bench.report.write import raw_samples
 from device_bench.stats import paired_difference
 from tests.report_fixture import NEEDS_MACOS, make_run, write_json
@@ -148,6 +149,19 @@ def test_failures_come_first_in_markdown_and_headline(own_run: Path) -> None:
     first = next(line for line in text.splitlines() if line.startswith("- "))
     assert first.startswith("- ❌ parity") and "ONNX int4" in first
     assert text.index("### Under the bar") < text.index("| artifact |")
+
+
+def test_a_lost_accuracy_is_judged_once_and_allowed_where_the_run_says_so(own_run: Path) -> None:
+    path = own_run / "results" / "local" / "onnx-int4.answers.jsonl"
+    save_answers([replace(sample, correct=0.0) for sample in load_answers(path)], path)
+    for allowed in (False, True):
+        write_json(own_run / "config.yaml", {"export": {"allow_drift": allowed}})
+        report = build(own_run)
+        artifact = next(artifact for artifact in report["artifacts"] if artifact["name"] == "onnx-int4")
+        assert artifact["benches"][0]["difference"]["state"] == "fail"
+        assert (artifact["parity"]["passed"], artifact["parity"]["allowed_drift"]) == (False, allowed)
+        assert ("drift allowed" in badges(artifact, None)) is allowed
+        assert any(found["name"] == "accuracy" and found["state"] == "fail" for found in report["verdicts"])
 
 
 def test_an_invalid_result_shows_its_reason_and_no_number(own_run: Path) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 from device_bench.evaluate import load_answers
 from device_bench.metrics import ENERGY, MEASURED, NAMES
 from device_bench.report import wording
-from device_bench.report.compare import changed_answers, checkpoint_answers, difference
+from device_bench.report.compare import changed_answers, checkpoint_answers, held_to_bar
 from device_bench.report.selection import Selection
-from device_bench.report.sources import Tree
+from device_bench.report.sources import Tree, read_config
 from device_bench.tasks.base import Sample
-from vlm.bars import accuracy_bar, accuracy_verdict, is_four_bit
+from vlm.bars import is_four_bit
 
 NO_MANIFEST = "the artifact's folder is not here, only its results"
 EMULATED = "an emulated processor: its answers are right, its speed, memory and energy are no device's"
@@ -27,11 +27,12 @@ def artifact_records(run: Path, selection: Selection) -> list[Tree]:
     manifests, results = selection.manifests, selection.results
     names = sorted({*manifests, *(result["artifact"]["name"] for _, result in results)}, key=_order)
     reference = checkpoint_answers(run / "student")
+    allow_drift = bool((read_config(run).get("export") or {}).get("allow_drift"))
     records = []
     for name in names:
         own = [_bench(run, path, result, reference) for path, result in results if result["artifact"]["name"] == name]
         first: Tree = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
-        record = _artifact(name, manifests.get(name), first, own)
+        record = _artifact(name, manifests.get(name), first, own, allow_drift)
         records.append({**record, "run": run.resolve().name})
     return records
 
@@ -42,10 +43,10 @@ def _order(name: str) -> tuple[int, bool, str]:
     return known.index(format_) if format_ in known else len(known), is_four_bit(name), name
 
 
-def _artifact(name: str, manifest: Tree | None, measured: Tree, benches: list[Tree]) -> Tree:
+def _artifact(name: str, manifest: Tree | None, measured: Tree, benches: list[Tree], allow_drift: bool) -> Tree:
     source = manifest or measured
     size = sum(file["bytes"] for file in manifest["files"]) if manifest else measured.get("bytes")
-    parity = _parity(manifest, source.get("precision", name), benches)
+    parity = _parity(manifest, benches, allow_drift)
     record: Tree = {
         "name": name,
         "format": source.get("format"),
@@ -63,7 +64,7 @@ def _artifact(name: str, manifest: Tree | None, measured: Tree, benches: list[Tr
     return {**record, "reasons": {key: reason for key, reason in why.items() if record[key] is None}}
 
 
-def _parity(manifest: Tree | None, precision: str, benches: list[Tree]) -> Tree | None:
+def _parity(manifest: Tree | None, benches: list[Tree], allow_drift: bool) -> Tree | None:
     """The manifest's ladder, with the rung of task accuracy taken from the bench where the export could not know it."""
     parity: Tree | None = manifest["parity"] if manifest else None
     if parity is None or any(rung["name"] == "accuracy" for rung in parity["rungs"]):
@@ -71,26 +72,26 @@ def _parity(manifest: Tree | None, precision: str, benches: list[Tree]) -> Tree 
     found = next((bench["difference"] for bench in benches if bench["difference"]), None)
     if found is None:
         return parity
-    rung = _accuracy_rung(found, precision)
-    return {**parity, "rungs": [*parity["rungs"], rung], "passed": parity["passed"] and rung["passed"]}
-
-
-def _accuracy_rung(found: Tree, precision: str) -> Tree:
-    return {
+    passed = found["state"] != "fail"
+    rung = {
         "name": "accuracy",
         "metric": "points",
         "value": found["points"],
-        "bar": accuracy_bar(precision),
-        "passed": accuracy_verdict(found["points"], found["ci95"], precision) != "fail",
+        "bar": found["bar"],
+        "passed": passed,
         "reference": "float",
         "note": f"95 % interval {wording.points_interval(found['ci95'])}, {found['n']} paired answers",
     }
+    allowed = parity.get("allowed_drift", False) or (allow_drift and not passed)
+    rungs = [*parity["rungs"], rung]
+    return {**parity, "rungs": rungs, "passed": parity["passed"] and passed, "allowed_drift": allowed}
 
 
 def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) -> Tree:
     """One device's result, with the difference to the torch student and the answers that changed."""
     answers = path.parent / result["answers"] if result.get("answers") else None
-    compared = _compare(reference, load_answers(answers) if answers and answers.is_file() and result["valid"] else None)
+    given = load_answers(answers) if answers and answers.is_file() and result["valid"] else None
+    compared = _compare(reference, given, result["artifact"].get("precision") or "")
     reasons: dict[str, Any] = {**(result.get("reasons") or {}), **compared.pop("reasons")}
     if result["device"].get("kind") == "emulated":
         unsaid = (*NAMES, ENERGY.name, "thermal", "samples")
@@ -108,7 +109,7 @@ def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) 
     }
 
 
-def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Tree:
+def _compare(reference: list[Sample] | None, answers: list[Sample] | None, precision: str) -> Tree:
     """Difference to the torch student in points and the answers that changed, or the reason why there is none."""
     found: Tree = {"difference": None, "changed": None}
     if reference is None:
@@ -116,6 +117,6 @@ def _compare(reference: list[Sample] | None, answers: list[Sample] | None) -> Tr
     elif answers is None:
         why = "no benchmark was answered, or the measurement is invalid"
     else:
-        found["difference"], why = difference(reference, answers)
+        found["difference"], why = held_to_bar(reference, answers, precision)
         found["changed"] = changed_answers(reference, answers)
     return {**found, "reasons": {key: why for key, value in found.items() if value is None}}

@@ -7,6 +7,7 @@ from device_bench.evaluate import load_answers
 from device_bench.report.sources import Tree, evaluation_folder, read_json
 from device_bench.stats import paired_difference
 from device_bench.tasks.base import Sample
+from vlm.bars import accuracy_bar, accuracy_verdict
 from vlm.errors import UserError
 
 MOST_SHOWN = 12
@@ -38,6 +39,15 @@ def difference(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[Tree 
     except UserError as error:
         return None, str(error)
     return {**found["avg"], "tasks": {family: value for family, value in found.items() if family != "avg"}}, ""
+
+
+def held_to_bar(student: Sequence[Sample], artifact: Sequence[Sample], precision: str) -> tuple[Tree | None, str]:
+    """The last rung of the parity ladder: `difference`, with the `bar` of a precision and the `state` that it gives."""
+    found, why = difference(student, artifact)
+    if found is None:
+        return None, why
+    state = accuracy_verdict(found["points"], found["ci95"], precision)
+    return {**found, "bar": accuracy_bar(precision), "state": state}, ""
 
 
 def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Tree | None:

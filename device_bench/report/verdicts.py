@@ -5,7 +5,6 @@ from typing import Literal
 from device_bench.report.sources import Tree
 from device_bench.report.wording import display_name, points
 from device_bench.worker import FORBIDDEN
-from vlm.bars import accuracy_verdict
 
 State = Literal["pass", "fail", "unknown"]
 
@@ -46,8 +45,7 @@ def _accuracy(artifacts: list[Tree]) -> Tree:
         for bench in artifact["benches"]:
             if difference := bench["difference"]:
                 name = f"{display_name(artifact)} {points(difference['points'])}"
-                state = accuracy_verdict(difference["points"], difference["ci95"], artifact["precision"] or "")
-                found[state].append(name)
+                found[difference["state"]].append(name)
     if found["fail"]:
         return _verdict("accuracy", "fail", f"accuracy: lost too much in {', '.join(found['fail'])}")
     if found["unknown"]:
