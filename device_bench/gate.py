@@ -8,6 +8,7 @@ samples.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from device_bench.judge import (
     PRESENCE,
@@ -133,14 +134,18 @@ def save(verdict: Verdict, new: Path) -> None:
 
 
 def read_report(path: Path) -> tuple[Tree, Path]:
-    """Read a report.json and say in which folder it lies.
+    """Read a report.json, given itself, by its folder or by the run's folder, and say in which folder it lies.
 
     Raises:
-        UserError: missing, not JSON, or of another schema.
+        UserError: missing, not JSON, of another schema, or without what a comparison needs.
     """
-    file = path / "report.json" if path.is_dir() else path
+    places = [path / "report.json", path / "report" / "report.json"] if path.is_dir() else [path]
+    file = next((place for place in places if place.is_file()), places[0])
     if not file.is_file():
-        raise UserError(f"{file}: no such report. pocketvlm report writes one from the results of a run.")
+        raise UserError(
+            f"{file}: no such report. pocketvlm report writes one from the results of a run; pocketvlm gate NEW "
+            "--baseline FILE --update makes NEW the baseline."
+        )
     try:
         tree = json.loads(file.read_text())
     except ValueError as error:
@@ -148,7 +153,20 @@ def read_report(path: Path) -> tuple[Tree, Path]:
     if not isinstance(tree, dict) or tree.get("schema") != 1 or not isinstance(tree.get("artifacts"), list):
         found = tree.get("schema") if isinstance(tree, dict) else type(tree).__name__
         raise UserError(f"{file}: a report of schema 1 was expected, found {found}. Write it again: pocketvlm report.")
+    for number, artifact in enumerate(tree["artifacts"], 1):
+        if lacking := _lacking(artifact):
+            raise UserError(f"{file}: artifact {number} has no {lacking}. Write the report again: pocketvlm report.")
     return tree, file.parent
+
+
+def _lacking(artifact: Any) -> str:
+    """What an artifact of a report lacks to be compared, "" if nothing."""
+    if not isinstance(artifact, dict) or not (artifact.get("name") or {"format", "precision"} <= artifact.keys()):
+        return "name, nor format and precision"
+    if not isinstance(artifact.get("benches"), list):
+        return "list of benches"
+    whole = all(isinstance(bench, dict) and isinstance(bench.get("device"), dict) for bench in artifact["benches"])
+    return "" if whole else "device in one of its benches"
 
 
 def artifact_name(artifact: Tree) -> str:

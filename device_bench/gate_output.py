@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,7 +30,7 @@ def markdown(verdict: Verdict) -> str:
     lines += [f"* {note}" for note in verdict.notes]
     lines += ["", f"<details><summary>{len(verdict.checks)} checks</summary>", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [_row(_cells(check)) for check in verdict.checks]
+    lines += [_row(_cells(check)) for check in _by_severity(verdict)]
     return "\n".join([*lines, "", "</details>", "", *_flip_lines(verdict)])
 
 
@@ -50,7 +51,7 @@ def _flip_cells(flip: Flip) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(escape(' '.join(cell.split())).replace('|', '/') for cell in cells)} |"
 
 
 def table(verdict: Verdict) -> Table:

@@ -116,7 +116,7 @@ def other_settings(old: Tree, new: Tree) -> str:
 def _latency_check(where: str, metric: Metric, old: Tree, new: Tree, allowed: float) -> Check:
     slow, fast = (old, new) if metric.more_is_better else (new, old)
     slowdown = 100 * (slow["p50"] / fast["p50"] - 1)
-    error = math.hypot(*(_MEDIAN_ERROR * side["mad"] / math.sqrt(side["n"]) for side in (old, new)))
+    error = math.hypot(*(_MEDIAN_ERROR * side.get("mad", 0.0) / math.sqrt(side.get("n", 1)) for side in (old, new)))
     beyond_noise = abs(new["p50"] - old["p50"]) > Z95 * error
     state: State = "pass" if slowdown <= allowed else "regression" if beyond_noise else "cannot judge"
     why = NOISE if state == "cannot judge" else ""

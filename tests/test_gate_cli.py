@@ -1,13 +1,16 @@
-"""`pocketvlm gate` writes what was asked for, updates baselines, and says what it sees."""
+"""`pocketvlm gate` writes what was asked for, updates baselines, says what it sees, and names what it cannot read."""
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from device_bench.gate import gate
+from device_bench.judge import Allowances
 from pocketvlm.cli import app
 from tests.test_gate import dropped, report, with_student
 from vlm.errors import UserError
@@ -57,3 +60,18 @@ def test_power_needs_two_reports_or_none(reports: tuple[Path, Path]) -> None:
     assert all(1 < row["sees"] < 2 and row["needed"] < 3000 for row in seen)
     assert isinstance(call(reports[1], "--power", 2).exception, UserError)
     assert isinstance(call(reports[1]).exception, UserError)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "lacking"), [({"x": 1}, "format and precision"), ({"name": "a"}, "benches"), (3, "name")]
+)
+def test_a_report_that_lacks_a_part_is_the_users_to_change(tmp_path: Path, artifact: Any, lacking: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"schema": 1, "artifacts": [artifact]}))
+    with pytest.raises(UserError, match=rf"x\.json: artifact 1 has no .*{lacking}"):
+        gate(path, path, Allowances())
+
+
+def test_a_run_folder_stands_for_its_report(tmp_path: Path) -> None:
+    report(tmp_path / "a")
+    assert gate(tmp_path / "a", tmp_path / "a" / "report", Allowances()).exit_code == 0
