@@ -1,28 +1,24 @@
 """Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from device_bench.config import BenchConfig
 from device_bench.devices import open_device
-from device_bench.devices.base import Device
+from device_bench.devices.base import Device, Progress, within
 from device_bench.evaluate import questions
 from device_bench.result import Recorder, describe
 from vlm.errors import CheckFailed, UserError
 
-Progress = Callable[[float, str], None]
+JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "data", "limit", "scenes", "max_new_tokens"}
+# Share of an artifact's time that each pass takes, for the progress bar.
+SHARES = {"load": 0.1, "latency": 0.15, "sustained": 0.0, "memory": 0.05, "accuracy": 0.7}
 
 
 def silent(fraction: float, message: str) -> None:
     """Progress that nobody watches."""
-
-
-JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "data", "limit", "scenes", "max_new_tokens"}
-# Share of an artifact's time that each pass takes, for the progress bar.
-SHARES = {"load": 0.1, "latency": 0.15, "sustained": 0.0, "memory": 0.05, "accuracy": 0.7}
 
 
 def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent) -> list[Path]:
@@ -126,11 +122,6 @@ def _bench(device: Device, artifact: Path, config: BenchConfig, out: Path, on_pr
     except CheckFailed as failure:
         recorder.invalidate(str(failure))
     return recorder.write()
-
-
-def within(on_progress: Progress, start: float, total: float, width: float = 1, prefix: str = "") -> Progress:
-    """Progress of a part that runs from `start` to `start + width` of `total`."""
-    return lambda done, text: on_progress((start + width * done) / total, prefix + text)
 
 
 def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:

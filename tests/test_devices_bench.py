@@ -15,6 +15,7 @@ from device_bench import run as bench_run
 from device_bench.config import BenchConfig
 from device_bench.devices import _link, _process, _remote, ssh
 from device_bench.devices._bundle import Bundle
+from device_bench.devices._requests import job_text
 from device_bench.devices._sensors import Sensors
 from device_bench.evaluate import scenes_questions
 from device_bench.telemetry import Identity
@@ -229,6 +230,18 @@ def test_answers_are_asked_again_only_from_where_the_device_restarted(
     resumed = [json.loads(line) for line in answers(bench(artifact, tasks=["scenes"]), artifact)]
     assert asked[-2:] == [count, count - 5]
     assert [(row["id"], row["answer"]) for row in resumed] == [(row["id"], row["answer"]) for row in whole]
+
+
+def test_a_benchmark_of_many_pictures_is_asked_in_blocks_with_the_same_answers(
+    board: Board, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answers(bench(artifact, tasks=["scenes"], scenes=3), artifact)
+    monkeypatch.setattr("device_bench.devices._passes.BLOCK_BYTES", 3 * 8 * 8 * 4)
+    runs: list[int] = []
+    monkeypatch.setattr(_remote, "job_text", lambda settings, ask: runs.append(len(ask)) or job_text(settings, ask))
+    in_blocks = answers(bench(artifact, tasks=["scenes"], scenes=3), artifact)
+    assert sum(runs[-3:]) == len(scenes_questions(3)) == len(whole) and min(runs[-3:]) > 1
+    assert [json.loads(line)["answer"] for line in in_blocks] == [json.loads(line)["answer"] for line in whole]
 
 
 def answers(result: dict[str, Any], artifact: Path) -> list[str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_bench.devices._method import energy, sustained
-from device_bench.devices._requests import Asker, Reply, Request, Results
+from device_bench.devices._requests import Asker, Reply, Request, Results, blocks
 from device_bench.devices._rules import measured, telemetry_rows
 from device_bench.devices._sensors import Reading, Sensors
-from device_bench.devices.base import Progress
+from device_bench.devices.base import Progress, within
 from device_bench.evaluate import grade, publish, score
 from device_bench.sensors.base import Absent
 from device_bench.subset import chosen
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from device_bench.devices._remote import RemoteDevice
 
 PICTURE = "image.f32"
+BLOCK_BYTES = 2**28  # of pictures that lie on the device at once; the next block overwrites them
 SOON_S = 1.0
 WARMUPS = 3  # times the warm-up that was asked for: as long as it may take the device to settle
 
@@ -164,11 +165,13 @@ def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[st
     """Ask the benchmarks there and score the answers here, with the same scorer as on this machine."""
     asker = Asker(job.artifact)
     asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit)
-    ask, problems = asker.requests(asked, device.scratch)
     settings = {**_settings(asker, max_new_tokens=job.max_new_tokens), "reuse_images": 1}
-    watching = Watching(on_progress, "accuracy", len(ask))
-    replies = device.answer(job, settings, ask, watching).replies if ask else []
-    samples = _graded(asker, asked, replies, problems)
+    samples: list[Sample] = []
+    for block in blocks(asked, max(1, BLOCK_BYTES // asker.picture_bytes)):
+        ask, problems = asker.requests(block, device.scratch)
+        part = within(on_progress, len(samples), len(asked), len(block))
+        replies = device.answer(job, settings, ask, Watching(part, "accuracy", len(ask))).replies if ask else []
+        samples += _graded(asker, block, replies, problems)
     device.save("answers.jsonl", [asdict(sample) for sample in samples])
     return {"load_ms": None, "accuracy": publish(score(samples), editions)}
 

@@ -68,6 +68,11 @@ class Asker:
         count = facts.image_tokens if has_image else 0
         return tuple(prompt_ids(parts, self.tokenizer, facts.bos_id, facts.image_token_id, count))
 
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of a picture's pixels."""
+        return 3 * self.facts.preprocessing.size**2 * 4
+
     def save_pixels(self, image: Image.Image, to: Path) -> None:
         """Write a picture's pixels [3, S, S] as little-endian float32, as this model wants them."""
         to.write_bytes(pixel_values(image, self.facts.preprocessing).astype("<f4").tobytes())
@@ -89,6 +94,20 @@ class Asker:
                 self.save_pixels(load_picture(question.image), folder / pictures[question.image])
             requests.append(Request(name, pictures.get(question.image, "-"), ids))
         return requests, problems
+
+
+def blocks(questions: Sequence[BenchQuestion], pictures: int) -> list[list[BenchQuestion]]:
+    """Questions in their order, cut where another picture would be one too many for the device's disk."""
+    found: list[list[BenchQuestion]] = [[]]
+    seen: set[str] = set()
+    for question in questions:
+        if question.image and question.image not in seen:
+            if len(seen) == pictures:
+                found.append([])
+                seen = set()
+            seen.add(question.image)
+        found[-1].append(question)
+    return found
 
 
 def job_text(settings: dict[str, object], requests: Sequence[Request]) -> str:

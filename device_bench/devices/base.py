@@ -12,6 +12,11 @@ from vlm.errors import UserError
 Progress = Callable[[float, str], None]
 
 
+def within(on_progress: Progress, start: float, total: float, width: float = 1, prefix: str = "") -> Progress:
+    """Progress of a part that runs from `start` to `start + width` of `total`."""
+    return lambda done, text: on_progress((start + width * done) / total, prefix + text)
+
+
 class Device(ABC):
     """One place where artifacts run; `spec` is how the user names it on the command line."""
 
