@@ -4,17 +4,18 @@ import json
 import re
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
 
 from distill.config import DistillConfig
 from distill.training.launch import FAILURE, command, environment
+from vlm.children import Event, start, tail
 from vlm.errors import CheckFailed, UserError
 from vlm.models.prepared import prepared
 
 Progress = Callable[[float, str], None]
+Events = Queue[tuple[str, Event | None]]
 
 
 def run(config: DistillConfig, run_dir: Path, on_progress: Progress | None = None) -> Path:
@@ -55,10 +56,10 @@ def _prepare(config: DistillConfig, on_progress: Progress) -> None:
 
 def _train(variants: dict[str, DistillConfig], run_dir: Path, on_progress: Progress | None) -> None:
     """Train some variants side by side."""
-    lines: Queue[tuple[str, str | None]] = Queue()
-    workers = {name: _start(variant, run_dir, name, lines) for name, variant in variants.items()}
+    events: Events = Queue()
+    workers = {name: _start(variant, run_dir, name, events) for name, variant in variants.items()}
     try:
-        _watch(lines, list(workers), on_progress)
+        _watch(events, list(workers), on_progress)
         for name, worker in workers.items():
             if worker.wait() != 0:
                 raise _failure(run_dir, name, worker.returncode)
@@ -67,44 +68,22 @@ def _train(variants: dict[str, DistillConfig], run_dir: Path, on_progress: Progr
             worker.terminate()  # a launcher passes this on to its processes
 
 
-def _start(
-    config: DistillConfig, run_dir: Path, name: str, lines: Queue[tuple[str, str | None]]
-) -> subprocess.Popen[str]:
+def _start(config: DistillConfig, run_dir: Path, name: str, events: Events) -> subprocess.Popen[str]:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = run_dir / f"{name}.yaml"
     file.write_text(config.dump())
     (run_dir / f"{name}{FAILURE}").unlink(missing_ok=True)
-    # stdin stays open as long as this process lives: a worker whose parent died sees its end and stops.
-    with (run_dir / f"{name}.log").open("w") as log:
-        worker = subprocess.Popen(
-            command(config, file, run_dir / name),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment(config),
-        )
-    threading.Thread(target=_forward, args=(name, worker, lines), daemon=True).start()
-    return worker
+    return start(name, command(config, file, run_dir / name), run_dir / f"{name}.log", environment(config), events)
 
 
-def _forward(name: str, worker: subprocess.Popen[str], lines: Queue[tuple[str, str | None]]) -> None:
-    for line in worker.stdout or []:
-        lines.put((name, line))
-    lines.put((name, None))
-
-
-def _watch(lines: Queue[tuple[str, str | None]], names: list[str], on_progress: Progress | None) -> None:
+def _watch(events: Events, names: list[str], on_progress: Progress | None) -> None:
     """Forward progress until every worker has closed its output, or one has failed."""
     shares, running = dict.fromkeys(names, 0.0), set(names)
     while running:
-        name, line = lines.get()
-        if line is None:
+        name, event = events.get()
+        if event is None:
             running.discard(name)
             continue
-        if not line.startswith("{"):
-            continue
-        event = json.loads(line)
         if "prepared" not in event:
             shares[name] = event["step"] / event["steps"]
         if on_progress:
@@ -133,12 +112,6 @@ def _failure(run_dir: Path, name: str, code: int) -> Exception:
     if number:
         return UserError(
             f"{run_dir / name}: a training process was ended by signal {number} ({signal.Signals(number).name}). "
-            f"{again}\n{_tail(text)}Log: {log}"
+            f"{again}\n{tail(log)}Log: {log}"
         )
-    return UserError(f"{run_dir / name}: training ended with code {code}.\n{_tail(text)}Log: {log}")
-
-
-def _tail(text: str, lines: int = 3) -> str:
-    written = [line for line in text.splitlines() if line.strip()]
-    found = ([line for line in written if line.startswith("[rank")] or written)[-lines:]  # not the launcher's own
-    return "".join(f"  {line}\n" for line in found)
+    return UserError(f"{run_dir / name}: training ended with code {code}.\n{tail(log)}Log: {log}")

@@ -120,7 +120,7 @@ def test_a_killed_cell_is_all_that_is_done_again(file: Path, monkeypatch: pytest
 def test_trainings_that_are_killed_with_the_study_stop(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "run", REAL_POOL)
     processes: list[subprocess.Popen] = []
-    start = pool._start
+    start = pool.start
 
     def interrupted(*arguments: Any) -> subprocess.Popen:
         processes.append(start(*arguments))
@@ -128,7 +128,7 @@ def test_trainings_that_are_killed_with_the_study_stop(file: Path, monkeypatch: 
             raise KeyboardInterrupt
         return processes[-1]
 
-    monkeypatch.setattr(pool, "_start", interrupted)
+    monkeypatch.setattr(pool, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(file, TWO, "seeds=[3]")
     processes[1].communicate()  # closes its standard input, as this process's end would

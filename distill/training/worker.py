@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from distill.training.lora import merge_lora
 from distill.training.processes import Processes, joined
 from distill.training.stages import Plan, rebuilt, stage_steps, train_stage
 from distill.training.trainer import Clock
+from vlm.children import end_with_parent
 from vlm.data.collator import Encoder
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder, write_atomic
@@ -109,16 +109,10 @@ def _say(what: str, share: float) -> None:
     print(json.dumps({"stage": what, "step": round(100 * share), "steps": 100, "prepared": True}), flush=True)
 
 
-def _stop_with_parent() -> None:
-    """End this process when stdin closes, that is when the process that started it is gone."""
-    sys.stdin.read()
-    os._exit(1)
-
-
 def main() -> int:
     """Entry point; exit code 2 for what the user must change, 1 for a check that failed."""
     if os.environ.get(PARENT) == "stdin":
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        end_with_parent()
     file, out = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         train(DistillConfig.load(file), out)

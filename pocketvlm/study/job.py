@@ -5,10 +5,7 @@ Says where it is in JSON lines on standard output, and ends when its standard in
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import threading
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +14,7 @@ from pocketvlm.ledger import Ledger
 from pocketvlm.pipeline import RunConfig
 from pocketvlm.study.cells import CONFIG, Cell
 from pocketvlm.study.config import Split
+from vlm.children import end_with_parent, say
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import locked
 
@@ -33,19 +31,9 @@ def work(folder: Path, task: str) -> None:
         Ledger(folder).build(step, lambda fraction, message: say(fraction=fraction, message=message))
 
 
-def say(**event: object) -> None:
-    """Tell the study's process."""
-    print(json.dumps(event), flush=True)
-
-
-def _stop_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
 def main() -> int:
     """Entry point; the exit codes are the command line's."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         work(Path(sys.argv[1]), sys.argv[2])
     except (CheckFailed, UserError) as error:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Queue
-from typing import Any
 
 from pocketvlm.ledger import Ledger, Step
 from pocketvlm.pipeline import Outcome
 from pocketvlm.progress import Progress
 from pocketvlm.study.cells import Cell
+from vlm.children import Event, start, tail
 
-JOB, LOG = "pocketvlm.study.job", "job.log"
-_TAIL = 3  # lines of the log that an error shows
-Event = tuple["Job", dict[str, Any] | None]  # None: the process closed its output
+JOB = "pocketvlm.study.job"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +29,11 @@ class Job:
     task: str
     why: str
     expected_s: float
+
+    @property
+    def log(self) -> Path:
+        """What its process printed."""
+        return self.cell.folder / "job.log"
 
 
 def pending(cells: Iterable[Cell], task: str, step_of: Callable[[Cell], Step]) -> list[Job]:
@@ -60,7 +62,8 @@ def run(jobs: list[Job], parallel: int, threads: int, quiet: bool) -> dict[Cell,
     """
     waiting, running, failures = deque(jobs), dict[Job, subprocess.Popen[str]](), dict[Cell, str]()
     begun: dict[Job, float] = {}
-    events: Queue[Event] = Queue()
+    events: Queue[tuple[Job, Event | None]] = Queue()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with Progress(quiet) as progress:
         progress.start({job.cell.title: job.expected_s / parallel for job in jobs})
         try:
@@ -69,12 +72,13 @@ def run(jobs: list[Job], parallel: int, threads: int, quiet: bool) -> dict[Cell,
                     job = waiting.popleft()
                     progress.begin(job.cell.title, job.why)
                     begun[job] = time.monotonic()
-                    running[job] = _start(job, threads, events)
+                    command = [sys.executable, "-m", JOB, str(job.cell.folder), job.task]
+                    running[job] = start(job, command, job.log, environment, events)
                 job, event = events.get()
                 if event is None:
                     code = running.pop(job).wait()
                     if code and job.cell not in failures:
-                        failures[job.cell] = f"ended with code {code}.\n{_tail(job)}Log: {job.cell.folder / LOG}"
+                        failures[job.cell] = f"ended with code {code}.\n{tail(job.log)}Log: {job.log}"
                     progress.end(_outcome(job, time.monotonic() - begun[job], failures.get(job.cell)))
                 elif "failed" in event:
                     failures[job.cell] = event["failed"]
@@ -90,31 +94,3 @@ def _outcome(job: Job, seconds: float, failure: str | None) -> Outcome:
     if failure:
         return Outcome(job.cell.title, "failed", failure.splitlines()[0], seconds)
     return Outcome(job.cell.title, "built", job.why, seconds)
-
-
-def _start(job: Job, threads: int, events: Queue[Event]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", JOB, str(job.cell.folder), job.task]
-    with (job.cell.folder / LOG).open("a") as log:
-        # Standard input stays open as long as this process lives; the job sees its end and stops.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-    threading.Thread(target=_forward, args=(job, process, events), daemon=True).start()
-    return process
-
-
-def _forward(job: Job, process: subprocess.Popen[str], events: Queue[Event]) -> None:
-    for line in process.stdout or []:
-        if line.startswith("{"):
-            events.put((job, json.loads(line)))
-    events.put((job, None))
-
-
-def _tail(job: Job) -> str:
-    lines = (job.cell.folder / LOG).read_text(errors="replace").splitlines()
-    return "".join(f"  {line}\n" for line in [line for line in lines if line.strip()][-_TAIL:])
