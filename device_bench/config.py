@@ -25,8 +25,8 @@ class BenchConfig(Config):
     decode_tokens: int = Field(32, ge=1)  # decode steps per iteration of the latency pass, end token or not
     cold_loads: int = Field(3, ge=1)  # processes that only load, for load_ms
     timeout_s: float = Field(900, gt=0)  # of one pass; a process that takes longer is killed
-    # On phones and boards only:
     min_seconds: float = Field(10, ge=0)  # of the latency pass, besides `iterations`
+    # On phones and boards only:
     sustained_s: float = Field(0, ge=0)  # of answering without a pause, to see the device throttle; 0: not done
     idle_s: float = Field(10, ge=0)  # of doing nothing, before the latency pass, for the idle device's power
     cool_s: float = Field(1200, ge=0)  # of waiting for a device that is too warm

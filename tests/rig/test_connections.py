@@ -10,6 +10,7 @@ import pytest
 
 from device_bench.devices import open_device
 from device_bench.devices._remote import RemoteDevice
+from device_bench.sensors.base import Absent
 from tests.rig.conftest import over_both
 from tests.rig.rig import HERE, LOOPBACK, Rig, free_port, listening, until
 from vlm.errors import UserError
@@ -40,6 +41,17 @@ def test_exit_codes_errors_and_quoting_survive_the_real_connection(spec: str) ->
     assert (done.code, done.out, done.err.strip()) == (7, "out\n", "err")
     nasty = ["a b", "$(id)", "`id`", "'", '"', "\\", "*", ";", "\n", "é"]
     assert link.words("printf", "%s\\0", *nasty).out.split("\0")[:-1] == nasty
+
+
+@over_both
+def test_a_device_in_use_is_refused_and_the_doctor_says_so(rig: Rig, spec: str) -> None:
+    first, second = remote(spec), remote(spec)
+    first.claim.take(60)
+    assert isinstance(use := second.survey()["use"], Absent) and "another bench" in use.reason
+    with pytest.raises(UserError, match=r"in use: another bench"):
+        second.claim.take(60)
+    first.clean_up()
+    assert second.survey()["use"] == "free" and rig.left() == []
 
 
 @over_both
