@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_named(own_run: Path, tmp_path: Path) -> None:
         build(tmp_path / "nowhere")
     with pytest.raises(UserError, match="neither artifacts nor results"):
         build(tmp_path / "runs")
-    with pytest.raises(UserError, match="two folders are named 'synthetic'"):
+    with pytest.raises(UserError, match="two folders are named 'runs/synthetic'"):
         build([own_run, own_run])
     (own_run / "student" / "history.json").write_text("{")
     with pytest.raises(UserError, match=r"history\.json: not JSON"):

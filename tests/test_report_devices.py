@@ -76,6 +76,15 @@ def test_two_labs_stand_side_by_side_each_with_its_facts(phone: Path, tmp_path: 
     assert page.count('class="device"') == 2 and "Acme Phone 9" in page
 
 
+def test_folders_of_one_name_are_told_apart_by_the_folder_above(phone: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "one", scenes=3, artifacts=SOME) / "results"
+    labs = [other, phone.rename(tmp_path / "results")]
+    report = build(labs)
+    assert {artifact["run"] for artifact in report["artifacts"]} == {"synthetic/results", f"{tmp_path.name}/results"}
+    pages = device_pages(report, raw_samples(report, labs))
+    assert [len(page.charts) for page in pages] == [4, 7]
+
+
 def test_heat_over_time_is_what_the_samples_say() -> None:
     samples = {"sustained": heat(0.0)}
     rates = speed(samples)

@@ -17,11 +17,12 @@ EMULATED = "an emulated processor: its answers are right, its speed, memory and 
 NOT_EXPORTED = "a checkpoint, not an export: there is nothing to prove"
 
 
-def artifact_records(run: Path, selection: Selection) -> list[Tree]:
+def artifact_records(run: Path, called: str, selection: Selection) -> list[Tree]:
     """Every artifact of a run with its benches, by format, the wide precision first.
 
     Args:
         run: the run folder, or a plain bench folder (then only what the results say is known).
+        called: its name in the report.
         selection: which of its artifacts and results.
     """
     manifests, results = selection.manifests, selection.results
@@ -33,7 +34,7 @@ def artifact_records(run: Path, selection: Selection) -> list[Tree]:
         own = [_bench(run, path, result, reference) for path, result in results if result["artifact"]["name"] == name]
         first: Tree = next((result["artifact"] for _, result in results if result["artifact"]["name"] == name), {})
         record = _artifact(name, manifests.get(name), first, own, allow_drift)
-        records.append({**record, "run": run.resolve().name})
+        records.append({**record, "run": called})
     return records
 
 

@@ -8,7 +8,7 @@ from device_bench.gate import GATE
 from device_bench.report.artifacts import artifact_records
 from device_bench.report.models import distillation_worth, model_records
 from device_bench.report.selection import Selection, select
-from device_bench.report.sources import Tree, git_state, read_config, read_json
+from device_bench.report.sources import Tree, git_state, read_config, read_json, run_names
 from device_bench.report.training import training_record
 from device_bench.report.verdicts import verdicts
 from vlm.errors import UserError
@@ -32,9 +32,10 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
     _check(folders)
+    named = run_names(folders)
     main = next((folder for folder in folders if (folder / "student").is_dir()), folders[0])
     selected = {folder: select(folder) for folder in folders}
-    artifacts = [record for folder in folders for record in artifact_records(folder, selected[folder])]
+    artifacts = [record for folder in folders for record in artifact_records(folder, named[folder], selected[folder])]
     if not artifacts and not (main / "student").is_dir():
         raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or bench first.")
     report: Tree = {
@@ -44,8 +45,8 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
         "distillation": distillation_worth(main),
         "training": training_record(main),
         "artifacts": artifacts,
-        "left_out": [entry for folder in folders for entry in _left_out(folder, selected[folder])],
-        "stages": [stage for folder in folders for stage in _stages(folder, selected[folder])],
+        "left_out": [entry for folder in folders for entry in _left_out(named[folder], selected[folder])],
+        "stages": [stage for folder in folders for stage in _stages(folder, named[folder], selected[folder])],
     }
     report |= _gate(main, report["run"]["created"]) if gate is None else {"gate": gate, "reasons": {}}
     report["verdicts"] = verdicts(report)
@@ -56,9 +57,6 @@ def _check(folders: Sequence[Path]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder. Expected runs/<name> or the output folder of pocketvlm bench.")
-    names = [folder.resolve().name for folder in folders]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two folders are named {doubled[0]!r}, a reader could not tell them apart. Rename one.")
 
 
 def _gate(folder: Path, created: str | None) -> Tree:
@@ -107,11 +105,11 @@ def _seeds(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _left_out(folder: Path, selection: Selection) -> list[Tree]:
-    return [{"run": folder.resolve().name, "name": name, "why": why} for name, why in selection.left_out.items()]
+def _left_out(run: str, selection: Selection) -> list[Tree]:
+    return [{"run": run, "name": name, "why": why} for name, why in selection.left_out.items()]
 
 
-def _stages(folder: Path, selection: Selection) -> list[Tree]:
+def _stages(folder: Path, run: str, selection: Selection) -> list[Tree]:
     """What each call of a stage took, in the order in which they ended; things made by one call share a record."""
     others = {f"{stage}-{name}" for name in selection.left_out for stage in ("export", "bench")}
     files = [path for path in sorted((folder / "stages").glob("*.json")) if path.stem not in others]
@@ -121,7 +119,7 @@ def _stages(folder: Path, selection: Selection) -> list[Tree]:
     for name, stamp in sorted(ended, key=lambda pair: (pair[1]["finished"], pair[0])):
         call = calls.setdefault(f"{stamp['inputs']} {stamp['seconds']}", {"names": [], "seconds": stamp["seconds"]})
         call["names"].append(name)
-    return [_stage(folder.resolve().name, call) for call in calls.values()]
+    return [_stage(run, call) for call in calls.values()]
 
 
 def _stage(run: str, call: Tree) -> Tree:

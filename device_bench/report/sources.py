@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(), parse_constant=lambda _: None)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Delete it and run the stage that writes it again.") from error
+
+
+def run_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What a report calls some folders: their names, or with the folder above where two are called the same.
+
+    Raises:
+        UserError: two folders could not be told apart by that either.
+    """
+    places = [folder.resolve() for folder in folders]
+    plain = [place.name for place in places]
+    names = [
+        name if plain.count(name) == 1 else f"{place.parent.name}/{name}"
+        for name, place in zip(plain, places, strict=True)
+    ]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two folders are named {doubled[0]!r}, a reader could not tell them apart. Rename one.")
+    return dict(zip(folders, names, strict=True))
 
 
 def evaluation_folder(checkpoint: Path) -> Path:

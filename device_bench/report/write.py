@@ -7,7 +7,7 @@ from pathlib import Path
 from device_bench.report.build import build
 from device_bench.report.markdown import markdown
 from device_bench.report.page import page
-from device_bench.report.sources import Tree, read_json
+from device_bench.report.sources import Tree, read_json, run_names
 from vlm.folders import write_atomic
 
 
@@ -35,7 +35,7 @@ def write(runs: Path | Sequence[Path], out: Path, gate: Tree | None = None) -> P
 
 def raw_samples(report: Tree, folders: Sequence[Path]) -> dict[tuple[str, str], Tree]:
     """The raw latency samples that the report's benches point to, by run and file."""
-    roots = {folder.resolve().name: folder for folder in folders}
+    roots = {name: folder for folder, name in run_names(folders).items()}
     found = {}
     for artifact in report["artifacts"]:
         for bench in artifact["benches"]:
