@@ -2,7 +2,7 @@
 
 Prints per target: seconds, peak memory so far (of this process, and of the largest one it started), and the size of
 what holds the embedding and the decoder beside bits x parameters plus scales. The weights are random: this measures
-time, memory and size, never accuracy.
+time, memory and size, never accuracy; they are rounded to the nearest unless `--calibration-scenes` asks for GPTQ.
 """
 
 import gc
@@ -19,7 +19,8 @@ import torch
 import typer
 
 from benchmarks.random_checkpoint import make
-from export.run import parse_target
+from export.config import ExportConfig
+from export.run import parse_target, write_artifact
 from export.source import open_checkpoint
 from vlm.models.checkpoint import Checkpoint
 
@@ -84,21 +85,21 @@ def expected_bytes(checkpoint: Checkpoint, name: str, precisions: dict[str, str 
     return sum(BITS[name][str(storages[part])] / 8 * count for part, count in counts(checkpoint).items())
 
 
-def measure(folder: Path, text: str, out: Path, context_length: int) -> Row:
+def measure(checkpoint: Checkpoint, text: str, out: Path, config: ExportConfig) -> Row:
     """Write one target as `pocketvlm export` does, without the proof."""
-    target, checkpoint = parse_target(text), open_checkpoint(folder)
-    (out / target.name).mkdir(parents=True)
+    target = parse_target(text)
+    folder = out / target.name
+    folder.mkdir(parents=True)
     start, busy = time.perf_counter(), time.process_time()
-    with torch.no_grad():
-        written = target.module.write(checkpoint, target.precision, out / target.name, context_length)
+    manifest = write_artifact(checkpoint, target, folder, config)
     seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     own, theirs = (
         resource.getrusage(who).ru_maxrss * 1024.0 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    paths = sorted(path for path in (out / target.name).rglob("*") if path.is_file())
-    files = {path.relative_to(out / target.name).as_posix(): path.stat().st_size for path in paths}
-    precisions = written.precisions.model_dump()
-    size = sum(size for path, size in files.items() if path != "mmproj.gguf")  # the same tower a second time
+    files = {file.path: file.bytes for file in manifest.files}
+    precisions = manifest.precisions.model_dump()
+    weights = {path: size for path, size in files.items() if path != "tokenizer.json"}
+    size = sum(size for path, size in weights.items() if path != "mmproj.gguf")  # the same tower a second time
     expected = expected_bytes(checkpoint, target.format, precisions)
     return Row(text, seconds, cpu, own, theirs, files, expected, size, precisions)
 
@@ -108,17 +109,22 @@ def main(
     size: Annotated[str, typer.Option(help="Of the random one: 1.7b, 3b or 7b.")] = "1.7b",
     targets: Annotated[list[str] | None, typer.Option(help="FORMAT:PRECISION; may be given several times.")] = None,
     context_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 512,
+    calibration_scenes: Annotated[int, typer.Option(help="Pictures that GPTQ rounds for; 0: to the nearest.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Keep the artifacts here, for benchmarks.decode_real_size.")] = None,
     json_out: Annotated[Path | None, typer.Option(help="Write the rows as JSON, too.")] = None,
 ) -> None:
     """Export at real size and measure."""
     torch.set_num_threads(threads)
+    config = ExportConfig(context_length=context_length, calibration_scenes=calibration_scenes)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=checkpoint.parent if checkpoint else None) as scratch:
         folder = checkpoint or make(Path(scratch, "checkpoint"), size)
         print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+        opened = open_checkpoint(folder)
+        print(f"hash of the checkpoint {opened.sha256[:12]}", flush=True)  # once, and not counted to any target
         for text in targets or TARGETS:
-            rows.append(measure(folder, text, Path(scratch), context_length))
+            rows.append(measure(opened, text, out or Path(scratch), config))
             print(rows[-1].line(), flush=True)
             gc.collect()
         print(f"load after: {os.getloadavg()[0]:.1f}")

@@ -15,6 +15,8 @@ from torch import nn
 
 from export.blocks import Rounding, quantize_blocks
 from export.calibration import LayerInputs
+from export.source import release_pages
+from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes._mil import coremltools
 
 ct = coremltools()
@@ -94,10 +96,16 @@ def in_blocks(layer: Any) -> bool:
     return int(layer.weight.shape[1]) % BLOCK == 0
 
 
-def register(layers: list[tuple[str, Any]], storage: Callable[[str], str], inputs: LayerInputs | None) -> None:
+def register(
+    checkpoint: Checkpoint,
+    layers: list[tuple[str, Any]],
+    storage: Callable[[str], str],
+    inputs: LayerInputs | None,
+) -> None:
     """Tell coremltools how to convert the layers that `skeleton` took out, from now on.
 
     Args:
+        checkpoint: where their matrices are.
         layers: of the skeleton that is converted next.
         storage: a layer's name -> how its matrix is stored, a name of STORE; biases are float16.
         inputs: what the matrices are multiplied with; those of int4 are rounded for it.
@@ -106,6 +114,7 @@ def register(layers: list[tuple[str, Any]], storage: Callable[[str], str], input
 
     def store(layer: Any, name: str) -> Any:
         kind, constant = storage(name), f"{name}_weight_to_fp16"
+        release_pages(checkpoint)
         if kind == "int4" and inputs:
             return _int4(mb, layer.weight.detach(), constant, inputs.factor(layer.weight))
         return STORE[kind](mb, layer.weight.detach(), constant)

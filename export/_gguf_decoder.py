@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 
 from export._gguf_vocabulary import add_vocabulary, read_vocabulary
 from export.calibration import input_powers
+from export.source import release_pages
 from vlm.errors import UserError
 from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.llamacpp import silence
@@ -77,6 +78,7 @@ def write_decoder(checkpoint: Checkpoint, path: Path, context_length: int) -> No
     for _, _, parameter, heads in decoder_tensors(checkpoint):  # one in memory at a time
         tensor = interleave(parameter, heads) if heads else parameter
         writer.write_tensor_data(tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous().numpy())
+        release_pages(checkpoint)
     writer.close()
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from export._onnx_blocks import ROUNDINGS, pack
 from export._onnx_graph import DOMAIN, GraphFile
 from export.blocks import quantize_blocks
 from export.calibration import LayerInputs
 from export.graph import Decoder
+from export.source import release_pages
 from vlm.errors import UserError
+from vlm.models.checkpoint import Checkpoint
 from vlm.runtimes.onnx import cache_names
 
 # accuracy_level of MatMulNBits. 4 rounds the activations to 8 bits per block: without it a token takes several times
@@ -33,7 +34,7 @@ class GroupQueryDecoder:
     """Writes one decoder.
 
     Args:
-        model: the checkpoint's, in any type.
+        checkpoint: the model, in any type.
         path: the .onnx file.
         context_length: longest sequence, S.
         stored: how matrices are stored: "decoder" and "head".
@@ -44,12 +45,13 @@ class GroupQueryDecoder:
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        checkpoint: Checkpoint,
         path: Path,
         context_length: int,
         stored: dict[str, str],
         inputs: LayerInputs | None,
     ) -> None:
+        self.checkpoint, model = checkpoint, checkpoint.model
         self.decoder, self.config = Decoder(model, context_length), model.config.text_config
         self.graph, self.stored, self.inputs = GraphFile(path), stored, inputs
         self.names = {id(module): name for name, module in model.named_modules()}
@@ -79,6 +81,7 @@ class GroupQueryDecoder:
             is_last = index + 1 == len(decoder.layers)
             following = decoder.norm if is_last else decoder.layers[index + 1].input_layernorm
             x, residual = self._layer(index, layer, x, residual, following, is_last)
+            release_pages(self.checkpoint)
         self._linear(decoder.head, x, "head", "logits")  # [1, 1, vocabulary]
         self._close()
 

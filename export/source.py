@@ -6,6 +6,7 @@ time.
 """
 
 import copy
+import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from vlm.models.checkpoint import SUPPORTED, Checkpoint, load_checkpoint
 from vlm.models.hub import read_config
 from vlm.models.prepared import prepared
 
+_MAPS, _WEIGHTS, _DONT_NEED = Path("/proc/self/maps"), ".safetensors", 4  # MADV_DONTNEED of madvise(2)
 # What export/graph.py describes: a LLaMA decoder behind a CLIP tower; one layer of it is read, without class token.
 EXPORTED = {
     "text_config.model_type": ("llama",),
@@ -92,6 +94,21 @@ def _refuse_unknown(folder: Path) -> None:
 def in_float32(module: nn.Module) -> nn.Module:
     """Copy a module in float32, which is what graphs are traced and vision towers are rounded in."""
     return copy.deepcopy(module).float().eval()
+
+
+def release_pages(checkpoint: Checkpoint) -> None:
+    """Give back the memory of weights that were read; what is asked for again is read from its file again.
+
+    Only pages that map the files of this checkpoint are let go, and only where the system says what is mapped (Linux).
+    """
+    if not _MAPS.is_file():
+        return
+    places = [parameter.data_ptr() for parameter in checkpoint.model.parameters()]
+    for line in _MAPS.read_text().splitlines():
+        if line.endswith(_WEIGHTS):
+            begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+            if any(begin <= place < end for place in places):
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONT_NEED)
 
 
 def names_in(checkpoint: Checkpoint, module: nn.Module) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The ONNX artifact computes what the checkpoint computes, from its folder alone."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -234,11 +235,12 @@ def test_more_tokens_than_the_context_are_refused(artifacts: dict[str, Path]) ->
 
 @pytest.mark.parametrize(("text", "message"), [({"head_dim": 20}, "heads of 20"), ({"hidden_act": "gelu"}, "gelu")])
 def test_a_decoder_that_the_engine_has_no_operator_for_is_refused(
-    text: dict[str, Any], message: str, tmp_path: Path
+    text: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     model = random_model(40, 3, **text)
+    opened = dataclasses.replace(load_checkpoint(checkpoint), model=model)
     with pytest.raises(UserError, match=message):
-        GroupQueryDecoder(model, tmp_path / DECODER, 64, {"decoder": "int4", "head": "int4"}, None)
+        GroupQueryDecoder(opened, tmp_path / DECODER, 64, {"decoder": "int4", "head": "int4"}, None)
 
 
 def test_blocks_keep_zero_exact_and_choose_a_range_no_worse_than_the_plain_one() -> None:

@@ -1,11 +1,12 @@
 """Weights of an export are read from their files one at a time, as they are stored."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from export.source import Weights, in_float32
+from export.source import Weights, in_float32, open_checkpoint, release_pages, with_weights
 from tests.tiny import save_random_checkpoint
 from vlm.errors import UserError
 from vlm.models.checkpoint import load_checkpoint
@@ -54,3 +55,28 @@ def test_a_module_in_float32_leaves_the_checkpoint_as_it_is(half: Path) -> None:
 def test_an_unknown_parameter_is_named(random_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"no parameter 'lm_head\.bias'"):
         Weights(random_checkpoint).stored("lm_head.bias")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="only Linux says what is mapped")
+def test_pages_that_were_released_are_read_from_the_file_again(half: Path) -> None:
+    def resident() -> int:
+        found = re.findall(
+            rf"{half}/[^\n]*safetensors\n(?:[^\n]*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text()
+        )
+        return sum(map(int, found))
+
+    checkpoint = open_checkpoint(half)
+    before = {name: parameter.sum().item() for name, parameter in checkpoint.model.named_parameters()}
+    read = resident()
+    release_pages(checkpoint)
+    assert resident() < read / 4
+    assert before == {name: parameter.sum().item() for name, parameter in checkpoint.model.named_parameters()}
+
+
+def test_releasing_leaves_weights_that_are_in_no_file(random_checkpoint: Path) -> None:
+    checkpoint = with_weights(open_checkpoint(random_checkpoint), {})
+    weight = checkpoint.model.lm_head.weight
+    weight.data = weight.data.clone() + 1  # what training does
+    kept = weight.data.clone()
+    release_pages(checkpoint)
+    assert torch.equal(weight.data, kept)

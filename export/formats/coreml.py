@@ -68,7 +68,7 @@ def write(
     modules, interfaces = _modules(checkpoint, context_length), _interfaces(checkpoint, context_length)
     with _quiet():
         for file, module in modules.items():
-            _convert(module, _storage(file, chosen), inputs, *interfaces[file]()).save(str(folder / file))
+            _convert(checkpoint, module, _storage(file, chosen), inputs, *interfaces[file]()).save(str(folder / file))
             gc.collect()  # a program's weights hang in cycles, and the next one is larger
     layers = int(checkpoint.model.config.text_config.num_hidden_layers)
     check_states(folder / DECODER, layers)
@@ -169,6 +169,7 @@ def _interfaces(checkpoint: Checkpoint, context_length: int) -> dict[str, Callab
 
 
 def _convert(
+    checkpoint: Checkpoint,
     module: nn.Module,
     storage: Callable[[str], str],
     inputs: LayerInputs | None,
@@ -176,7 +177,7 @@ def _convert(
     interface: dict[str, Any],
 ) -> Any:
     bare = skeleton(module)
-    register(bare.layers, storage, inputs)
+    register(checkpoint, bare.layers, storage, inputs)
     with torch.no_grad():
         traced = torch.jit.trace(bare.module, example, strict=False, check_trace=False)
     return ct.convert(traced, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, **interface)

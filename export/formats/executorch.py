@@ -22,7 +22,7 @@ from export.calibration import LayerInputs
 from export.formats.base import Cost, Written
 from export.graph import Decoder, TokenEmbedding, VisionEncoder
 from export.precision import resolve, uniform
-from export.source import in_float32
+from export.source import in_float32, release_pages
 from vlm.errors import CheckFailed
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
@@ -148,14 +148,17 @@ def _modules(
     model = checkpoint.model
     storages = {id(layer): stored[part] for _, layer, part in _linears(checkpoint)}
     vision, decoder = (
-        _rounded(module, storages, inputs) for module in (VisionEncoder(model), CachedDecoder(model, context_length))
+        _rounded(checkpoint, module, storages, inputs)
+        for module in (VisionEncoder(model), CachedDecoder(model, context_length))
     )
     if stored["embedding"] != "int8":
         return vision, in_float32(TokenEmbedding(model)), decoder
     return vision, ByteEmbedding(model.get_input_embeddings().weight.detach().float()), decoder
 
 
-def _rounded(shared: nn.Module, storages: dict[int, str], inputs: LayerInputs | None) -> nn.Module:
+def _rounded(
+    checkpoint: Checkpoint, shared: nn.Module, storages: dict[int, str], inputs: LayerInputs | None
+) -> nn.Module:
     """Copy a module that shares the checkpoint's parameters; each becomes float32 and is rounded before the next."""
     copied = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()}).eval()
     for original, module in zip(list(shared.modules()), list(copied.modules()), strict=True):
@@ -168,6 +171,7 @@ def _rounded(shared: nn.Module, storages: dict[int, str], inputs: LayerInputs | 
                 factor = inputs.factor(original.get_parameter("weight")) if inputs else None
                 weight = nibble_weight(module.weight, GROUPS[storage], factor)
             module.weight = nn.Parameter(weight, requires_grad=False)
+            release_pages(checkpoint)
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
             config._attn_implementation = "eager"

@@ -95,7 +95,7 @@ def write(
     if stored["decoder"] == stored["head"] == "fp32":
         _write_traced(model, DECODER, decoder, _decoder, stored, folder)
     else:
-        GroupQueryDecoder(model, folder / DECODER, context_length, stored, inputs).write()
+        GroupQueryDecoder(checkpoint, folder / DECODER, context_length, stored, inputs).write()
     return Written(
         precisions=Precision(**stored),
         settings={"layers": len(decoder.layers), "kv_heads": decoder.kv_heads, "head_dim": decoder.head_dim},
