@@ -34,6 +34,15 @@ class Unit(list[BenchQuestion]):
 
 
 @dataclass(frozen=True)
+class Team:
+    """Processes that were started together: this one's place among them, how many, and waiting for all of them."""
+
+    rank: int = 0
+    size: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
 class Session:
     """What is asked of which model.
 
@@ -46,6 +55,7 @@ class Session:
         threads: CPU threads of each process.
         processes: how many share the images; process k sees only GPU k modulo the number in CUDA_VISIBLE_DEVICES.
         batch: questions that the torch engine answers at once.
+        team: processes that run the same session and share its images.
     """
 
     model: Path
@@ -56,35 +66,49 @@ class Session:
     threads: int = 2
     processes: int = 1
     batch: int = 1
+    team: Team = Team()
 
     def run(self, on_progress: Progress) -> list[Sample]:
         """Ask what is not answered yet.
 
         Returns:
-            One sample per question, in their order.
+            One sample per question, in their order; nothing where another process of the team writes them.
         Raises:
             UserError: the journal is of another evaluation, or the model or a picture is unusable.
             CheckFailed: a process crashed; what it has answered is kept.
         """
-        done = self._resume()
-        left = [
-            unit
-            for unit in units(self.questions, self.batch)
-            if any((question.family, question.id) not in done for question in unit)
-        ]
-        shards = [shard for shard in (left[k :: self.processes] for k in range(self.processes)) if shard]
+        team = self.team
+        if team.size > 1 and self.processes > 1:
+            raise UserError(
+                f"--processes {self.processes} under accelerate launch, which started {team.size}. One of both."
+            )
+        left = self._left()
         before = len(self.questions) - sum(map(len, left))
 
         def report(answered: int) -> None:
-            on_progress(before + answered, len(self.questions))
+            on_progress(min(before + answered * team.size, len(self.questions)), len(self.questions))
 
         report(0)
-        if len(shards) == 1:
-            answer_shard(self.model, shards[0], self.max_new_tokens, self.threads, self._part(1), report)
-        elif shards:
-            self._spawn(shards, report)
+        count = max(team.size, self.processes)
+        shards = [left[k::count] for k in range(count)]
+        if self.processes > 1:
+            self._spawn([shard for shard in shards if shard], report)
+        elif own := shards[team.rank]:
+            answer_shard(self.model, own, self.max_new_tokens, self.threads, self._part(team.rank + 1), report)
+        team.wait()
+        if team.rank > 0:
+            return []
         found = self._read()
         return [found[question.family, question.id] for question in self.questions]
+
+    def _left(self) -> list[Unit]:
+        """What is not answered yet; the first process tidies the journal before the others read it."""
+        done = self._resume() if self.team.rank == 0 else {}
+        self.team.wait()
+        done = done or self._read()
+        self.team.wait()  # nobody writes before everybody has read
+        asked = units(self.questions, self.batch)
+        return [unit for unit in asked if any((question.family, question.id) not in done for question in unit)]
 
     def clear(self) -> None:
         """Remove the journal, once the records are written."""

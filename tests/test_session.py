@@ -1,6 +1,8 @@
 """A long evaluation goes on where it was killed, and its records do not depend on its course."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,3 +122,20 @@ def test_two_processes_give_the_records_of_one_and_a_crash_keeps_answers(
     broken = Session(tmp_path / "no", ASKED, {}, tmp_path / "y.answers", 4, processes=2)
     with pytest.raises((UserError, CheckFailed), match="no"):
         broken.run(lambda done, count: None)
+
+
+def test_processes_of_accelerate_launch_share_the_images(tmp_path: Path, random_checkpoint: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    common = ["eval", str(random_checkpoint), "--scenes", "2", "--threads", "1", "--max-new-tokens", "3"]
+    assert CliRunner().invoke(app, [*common, "--out", str(tmp_path / "one.jsonl")]).exit_code == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "pocketvlm"]
+    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    out = ["--out", str(tmp_path / "two.jsonl")]
+    done = subprocess.run([*launch[:3], *settings, *launch[3:], *common, *out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [replace(sample, ms=0, vision_ms=0) for sample in read_records(tmp_path / f"{name}.jsonl")]
+        for name in ("one", "two")
+    )
+    assert one == two and done.stdout.count("average") == 1
+    assert not (tmp_path / "two.jsonl.answers").exists()

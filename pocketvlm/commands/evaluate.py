@@ -106,6 +106,7 @@ def _session(
     from device_bench.evaluate import questions, versions
     from device_bench.session import Session, weights_digest
     from device_bench.subset import subset
+    from pocketvlm.team import team
     from vlm.errors import UserError
 
     asked = questions(settings["tasks"], settings["scenes"], data)
@@ -117,7 +118,8 @@ def _session(
     if not asked:
         raise UserError(f"--only {settings['only']}: no question is of this kind or category.")
     journal = out.with_name(out.name + ".answers")
-    return Session(model, asked, header, journal, settings["max_new_tokens"], threads, processes, settings["batch"])
+    longest, batch = settings["max_new_tokens"], settings["batch"]
+    return Session(model, asked, header, journal, longest, threads, processes, batch, team())
 
 
 def _ask(session: Session, out: Path, *, quiet: bool) -> tuple[Accuracy, list[Sample]]:
@@ -126,13 +128,15 @@ def _ask(session: Session, out: Path, *, quiet: bool) -> tuple[Accuracy, list[Sa
     from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
 
-    with Progress(quiet=quiet) as progress, quietly():
+    with Progress(quiet=quiet or session.team.rank > 0) as progress, quietly():
 
         def show(done: int, count: int) -> None:
             progress.update(done / count, f"question {done} of {count}")
 
         progress.single(f"{len(session.questions)} questions to {session.model.name}", 0.02 * len(session.questions))
         samples = session.run(show)
+    if not samples:
+        raise typer.Exit  # another process of `accelerate launch` writes for all
     write_records(samples, out, session.header)
     session.clear()
     return publish(score(samples), session.header["data"]), samples
