@@ -6,13 +6,13 @@ from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from device_bench.gate import SEVERITY, Verdict
 from device_bench.judge import Check
 from device_bench.judge_accuracy import Flip
 from device_bench.pictures import thumbnail
+from device_bench.templates import template
 from vlm.errors import UserError
 
 _HERE = Path(__file__).parent
@@ -100,10 +100,11 @@ def _clean(text: str) -> str:
 
 def page(verdict: Verdict) -> str:
     """The verdict as one self-contained page: every check, and the flipped answers with their pictures."""
-    template = _environment().get_template("gate.html.j2")
     rows = [(check.state, _cells(check)) for check in _by_severity(verdict)]
     groups = [(each.where, each.flips[:PICTURED], len(each.flips)) for each in verdict.compared if each.flips]
-    return template.render(verdict=verdict, columns=COLUMNS, rows=rows, groups=groups, picture=_picture)
+    return template(_HERE, "gate.html.j2").render(
+        verdict=verdict, columns=COLUMNS, rows=rows, groups=groups, picture=_picture
+    )
 
 
 def _by_severity(verdict: Verdict) -> list[Check]:
@@ -117,13 +118,3 @@ def _picture(image: str) -> str | None:
         return thumbnail(image) if image else None
     except UserError:
         return None
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader([_HERE, _HERE / "report"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

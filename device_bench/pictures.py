@@ -15,6 +15,7 @@ from vlm.errors import UserError
 
 TABLE = "table:"
 THUMBNAIL = 160
+QUALITY = 85  # of JPEG
 LONGEST_INDEX = 64  # characters; a shorter cell names the row whose picture it shares (VLMEvalKit)
 
 
@@ -44,9 +45,14 @@ def thumbnail(reference: str) -> str:
     """
     image = load_picture(reference)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return data_uri(image)
+
+
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as text that a page can hold; `kind` is PIL's name of a format."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, kind, quality=QUALITY)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def table_rows(path: Path) -> list[tuple[Row, str]]:

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from distill.data.config import Data
 from distill.options import Cache, Lora, Zero
-from distill.terms import AttentionTerm, Count, Index, LogitsTerm, NotNegative, Positive, VisionTerm
-from vlm.config import Config
+from distill.terms import AttentionTerm, LogitsTerm, NotNegative, VisionTerm
+from vlm.config import Config, Count, Index, Positive
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

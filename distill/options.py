@@ -1,12 +1,10 @@
 """Configuration of how a run trains: the teacher's cache, ZeRO, LoRA."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vlm.config import Config
-
-Count = Annotated[int, Field(ge=1)]
+from vlm.config import Config, Count
 
 
 class Cache(Config):

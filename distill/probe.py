@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distill.precision import wide_dtype
+from distill.terms import Block
 from vlm.errors import UserError
 
 RECORDING = "recording"  # name of the attention function that also keeps what it is called with
 CHUNK = 2**23  # scores computed at a time: 32 MB in float32
 ROWS = 64  # rows computed at a time: of many short turns in one row, the fewer together, the fewer keys are seen
-
-Block = Literal["text_vision", "vision_vision", "text_text", "full"]
 
 
 @dataclass(frozen=True)

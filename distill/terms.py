@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vlm.config import Config
+from vlm.config import Config, Count, Positive
 
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[list[int], Field(min_length=1)]
+
+# Query rows and key columns of the attention.
+Block = Literal["text_vision", "vision_vision", "text_text", "full"]
 
 PUBLISHED_WEIGHT = 1.0
 SKEW = 0.1  # DistiLLM's
@@ -68,7 +68,7 @@ class AttentionTerm(Config):
     """
 
     distance: Literal["mse", "kl", "cosine"] = "mse"
-    block: Literal["text_vision", "vision_vision", "text_text", "full"] = "text_vision"
+    block: Block = "text_vision"
     teacher_layers: Layers = [0]
     student_layers: Layers = [0]
     weight: Weight = Weight()

@@ -1,13 +1,17 @@
 """Typed configuration: one pydantic model per stage, YAML as its serialisation, `key=value` to override."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm.errors import UserError
 from vlm.registry import did_you_mean
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 # Top-level key -> the kind of file that it makes, and the command that takes it.
 KINDS = {

@@ -1,7 +1,13 @@
-"""What this machine has left for a program: memory and disk."""
+"""What this machine has left for a program: cores, memory and disk."""
 
+import os
 import shutil
 from pathlib import Path
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from device_bench.report import charts, curves, wording
@@ -12,6 +11,7 @@ from device_bench.report.method import method_notes
 from device_bench.report.pictures import picture
 from device_bench.report.sources import Tree
 from device_bench.report.table import table
+from device_bench.templates import template
 
 _HERE = Path(__file__).parent
 COSTS = {
@@ -29,15 +29,12 @@ def page(report: Tree, samples: dict[tuple[str, str], Tree]) -> str:
         report: from `build`.
         samples: raw samples by (run, file), from `raw_samples`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"wording": wording, "picture": picture}
     columns, rows, notes = table(report)
     seconds = [stage["seconds"] for stage in report["stages"] if stage["seconds"]]
-    return environment.get_template("page.html.j2").render(
+    return template(_HERE, "page.html.j2").render(
+        wording=wording,
+        picture=picture,
         report=report,
-        style=Markup((_HERE / "style.css").read_text()),
         headline=wording.headline(report),
         columns=columns,
         rows=rows,

@@ -1,15 +1,12 @@
 """The data of a training stage: the built-in scenes, or LLaVA-format records, one file or a recipe of several."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vlm.config import Config
+from vlm.config import Config, Count, Index
 from vlm.errors import UserError
-
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
 
 SCENE_TEMPLATES = {"scene_captions": "plain", "scene_conversations": "v1"}
 

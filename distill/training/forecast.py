@@ -1,7 +1,6 @@
 """What training will need of each GPU's memory, said before it starts, against what is there."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import LlavaForConditionalGeneration
@@ -9,6 +8,7 @@ from transformers import LlavaForConditionalGeneration
 from distill.config import DistillConfig, Stage
 from distill.training.processes import Processes
 from vlm.errors import UserError
+from vlm.machine import available_memory
 
 GIB = 2**30
 LOGITS = 6 * 2**24  # bytes: a chunk of both models' logits with their gradients (distill/answers.py)
@@ -103,6 +103,5 @@ def memory(who: Processes) -> int:
     """Bytes where this process computes: its GPU's, or its share of what programs can still get."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(who.local).total_memory)
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return (free[0] if free else 2**62) // who.here
+    free = available_memory()
+    return (2**62 if free is None else free) // who.here

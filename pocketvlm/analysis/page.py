@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import device_bench.report
+from device_bench.pictures import data_uri
 from device_bench.report.svg import COLOURS, drawing
+from device_bench.templates import template
 
 if TYPE_CHECKING:
     import numpy as np
     from markupsafe import Markup
-    from PIL import Image
 
 _HERE = Path(__file__).parent
 _HEIGHT = 260  # pixels of a figure
@@ -26,21 +24,13 @@ def page(result: dict[str, Any]) -> str:
     Args:
         result: what analysis.json holds, each prompt with its picture besides.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = (Path(device_bench.report.__file__).parent / "style.css").read_text()
     prompts = [
-        {**prompt, "picture": _data_uri(prompt["seen"]), "heat": heat(prompt["attention"])}
+        {**prompt, "picture": data_uri(prompt["seen"], "PNG"), "heat": heat(prompt["attention"])}
         for prompt in result["prompts"]
     ]
-    return environment.get_template("page.html.j2").render(
+    return template(_HERE, "page.html.j2").render(
         result=result,
         prompts=prompts,
-        style=Markup(style),
         adjacent=_adjacent(result["similarity"]),
         modalities=_modalities(result["similarity"]),
     )
@@ -89,10 +79,4 @@ def heat(attention: list[list[float]]) -> str:
     layer: np.ndarray = np.zeros((*values.shape, 4), dtype=np.uint8)  # [G, G, RGBA]
     layer[..., :3] = (np.array(_HEAT) * scaled[..., None]).astype(np.uint8)
     layer[..., 3] = 150
-    return _data_uri(Image.fromarray(layer, "RGBA"))
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(Image.fromarray(layer, "RGBA"), "PNG")

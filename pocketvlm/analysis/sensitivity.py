@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import device_bench.report
 from device_bench.report.svg import COLOURS, drawing
+from device_bench.templates import template
 from vlm.folders import finished_folder
 
 if TYPE_CHECKING:
@@ -33,16 +33,7 @@ def write(result: dict[str, Any], name: str, out: Path) -> None:
 
 def page(result: dict[str, Any], name: str) -> str:
     """Draw the page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = (Path(device_bench.report.__file__).parent / "style.css").read_text()
-    return environment.get_template("sensitivity.html.j2").render(
-        result=result, name=name, style=Markup(style), chart=_chart(result["layers"])
-    )
+    return template(_HERE, "sensitivity.html.j2").render(result=result, name=name, chart=_chart(result["layers"]))
 
 
 def _chart(layers: list[dict[str, Any]]) -> Markup:

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pocketvlm.pipeline import RunConfig
-from vlm.config import Config
+from vlm.config import Config, Positive
 from vlm.errors import UserError
 
 Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Split = Literal["validation", "test"]
 Changes = dict[str, Any]  # key below `distill`, dotted (stages.1.steps), -> its new value
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from vlm.data.index import BrokenRecord, RecordFile, save_array
 from vlm.data.llava import llava_record
 from vlm.data.records import Record
 from vlm.folders import locked, write_atomic
+from vlm.machine import cores
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done from 0 to 1
 
@@ -88,11 +88,6 @@ class MeasuredFile:
                 progress(f"{self.name}: measuring the records", done / len(jobs))
         write_atomic(folder / "broken.json", json.dumps(broken))
         save_array(folder / "lengths.npy", np.concatenate(lengths))  # written last: where it is, all is
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Job = tuple[RecordFile, str, Encoder, int, int]
