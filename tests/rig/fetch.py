@@ -1,7 +1,7 @@
 """Fetches the rig's parts from the Debian archive into a folder of their own: `python -m tests.rig.fetch`.
 
 A private apt configuration, nothing is installed on this machine, every package is verified with Debian's keyring.
-`--check` fetches nothing: it says why the rig cannot be used here and ends with 1, or ends with 0.
+`--check` fetches nothing: it says why the rig cannot be used here, and nothing if it can.
 """
 
 import os
@@ -134,9 +134,11 @@ def _finish(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    if why := obstacle():
-        print(why)
-        sys.exit(1)
-    if sys.argv[1:] != ["--check"]:
+    why_not = obstacle()
+    if sys.argv[1:] == ["--check"]:
+        print(why_not or "", end="")
+    elif why_not:
+        sys.exit(why_not)
+    else:
         fetch(folder())
         print(f"the rig lies in {folder()}")

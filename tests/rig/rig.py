@@ -1,5 +1,7 @@
 """Starts and stops the rig's servers on free ports of 127.0.0.1, and puts adb and ssh for them on the PATH."""
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -13,9 +15,10 @@ from pathlib import Path
 
 from tests.rig import machine
 from tests.rig.fetch import DONE, PARTS, folder
+from tests.rig.programs import TRIPLET, host_environment, write_programs
 
 HERE = Path(__file__).parent
-TRIPLET = "aarch64-linux-gnu"
+SERVERS = r"adbd|sshd|arm64\.py|sleep infinity"
 ASKED = "RIG"  # set by `make test-rig`
 GETPROP = {
     "ro.product.manufacturer": "Rig",
@@ -78,12 +81,13 @@ class Rig:
         self.root, self.work, self.system = folder(), work, system
         self.device = self.root / "device"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._turn = (self.root / "turn").open("w")
+        fcntl.flock(self._turn, fcntl.LOCK_EX)  # two rigs would have one device's files
         self.bin = work / "bin"
         self.bin.mkdir(parents=True)
-        self.host_libraries = self.root / "host" / "usr" / "lib" / "x86_64-linux-gnu"
         self.adb_server, self.adbd_port, self.ssh_port = free_port(), free_port(), free_port()
         self.serial = f"127.0.0.1:{self.adbd_port}"
-        self._write_programs()
+        write_programs(self.root, work, self.device)
         self.say("getprop", "\n".join(f"[{key}]: [{value}]" for key, value in GETPROP.items()))
 
     @property
@@ -190,6 +194,7 @@ class Rig:
             self.adb("kill-server")
         for name in sorted(self._running, key=lambda name: name == "init"):
             self.stop(name)
+        self._turn.close()
 
     adb_started = False
 
@@ -217,15 +222,31 @@ class Rig:
 
     def processes(self) -> list[str]:
         """Command lines of the emulated processes that are no server."""
-        found = []
+        return [words for words in self._emulated().values() if not re.search(SERVERS, words)]
+
+    def unplug(self, name: str) -> None:
+        """Kill a server with all its connections."""
+        self.stop(name)
+        for pid, words in self._emulated().items():
+            if name in words:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def plug(self, name: str) -> None:
+        """Start a server again; whoever waits for the device connects."""
+        {"adbd": self.start_adbd_only, "sshd": self.start_sshd}[name]()
+
+    def _emulated(self) -> dict[int, str]:
+        """Command lines of all processes on the device, by their id."""
+        found = {}
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 inside = os.readlink(place / "root") == str(self.device)
                 words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if inside and words and not re.search(r"adbd|sshd|arm64\.py|sleep infinity", words):
-                found.append(words)
+            if inside and words:
+                found[int(place.name)] = words
         return found
 
     def _inside(self, command: list[str]) -> list[str]:
@@ -260,34 +281,6 @@ class Rig:
             self.stop(name)
             raise RuntimeError(f"{name} listens on {listening(port)}, not on 127.0.0.1 alone")
 
-    def _tool(self, name: str, *words: str) -> str:
-        program = self.root / "host" / "usr" / "bin" / name
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.host_libraries)}
-        return subprocess.run(
-            [str(program), *words], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-
-    def _write_programs(self) -> None:
-        """Wrappers for adb, ssh and the cross compiler; and the library that confines adbd."""
-        host = self.root / "host" / "usr"
-        adb = host / "lib" / "android-sdk" / "platform-tools" / "adb"
-        libraries = f"{self.host_libraries}:{self.host_libraries / 'android'}"
-        config = (
-            f"-o UserKnownHostsFile={self.work / 'known_hosts'} -i {self.work / 'key'} -o IdentitiesOnly=yes -F none"
-        )
-        programs = {
-            "adb": f"HOME={self.work} LD_LIBRARY_PATH={libraries} exec {adb}",
-            "ssh": f"LD_LIBRARY_PATH={self.host_libraries} exec {host / 'bin' / 'ssh'} {config}",
-            "scp": "exit 1",
-        }
-        for tool in ("g++", "readelf"):
-            program = host / "bin" / f"{TRIPLET}-{tool}"
-            programs[program.name] = f"LD_LIBRARY_PATH={self.host_libraries} exec {program}"
-        for name, text in programs.items():
-            (self.bin / name).write_text(f'#!/bin/sh\n{text} "$@"\n')
-            (self.bin / name).chmod(0o755)
-        library = self.device / "opt" / "loopback.so"
-        if not library.exists():
-            source = HERE / "loopback.c"
-            words = ["-x", "c", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
-            subprocess.run([str(self.bin / f"{TRIPLET}-g++"), *words], check=True)
+    def _tool(self, name: str, *words: str) -> None:
+        program = str(self.root / "host" / "usr" / "bin" / name)
+        subprocess.run([program, *words], env={**os.environ, **host_environment(self.root)}, check=True)

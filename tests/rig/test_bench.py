@@ -73,9 +73,12 @@ def test_a_device_gives_the_hosts_answers_no_speed_is_shown_and_nothing_is_left(
     assert not {check.group for check in judged.checks} & {"latency", "memory"}
 
 
+@over_both
 def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answers(
-    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
+    rig: Rig, spec: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
+    server = {"adb": "adbd", "ssh": "sshd"}[spec[:3]]
+    named = f"adb:{rig.serial}" if server == "adbd" else spec  # one that is gone has no place in the list of devices
     dice, over, begun, unplugged = random.Random(1), threading.Event(), threading.Event(), 0
 
     def unplug() -> None:
@@ -83,15 +86,15 @@ def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answer
         begun.wait()
         while unplugged < UNPLUGS and not over.wait(dice.uniform(0.1, 6)):
             unplugged += 1
-            rig.stop("adbd")
+            rig.unplug(server)
             over.wait(dice.uniform(0, 2))
-            rig.start_adbd_only()
+            rig.plug(server)
 
     hand = threading.Thread(target=unplug)
     hand.start()
     try:
         while unplugged < UNPLUGS:
-            _, answers = bench(f"adb:{rig.serial}", artifacts["onnx"], tmp_path, lambda done, text: begun.set())
+            _, answers = bench(named, artifacts["onnx"], tmp_path, lambda done, text: begun.set())
             assert answers == host_answers(artifacts["onnx"])
             assert rig.left() == []
     finally:
