@@ -15,6 +15,7 @@ from distill.data.rows import Rows
 from distill.model import AlignKD
 from distill.training import worker
 from distill.training.trainer import ProgressLines
+from pocketvlm.commands.distill import distill
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 
@@ -95,3 +96,15 @@ def test_a_packed_rows_terms_are_those_of_its_records_alone(teacher: Path, tmp_p
         torch.testing.assert_close(
             found[name], value, rtol=2e-3, atol=1e-6
         )  # the teacher's answers are kept as float16
+
+
+def test_what_was_left_out_is_said_at_the_end(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [record(number, "red", images=number % 3) for number in range(9)], broken=("4-0.png",))
+    file = tmp_path / "mine.yaml"
+    file.write_text(_config(teacher, tmp_path, "random").dump())
+    distill(file, out=tmp_path / "run", as_json=True)
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["checkpoint"] == str(tmp_path / "run" / "student")
+    assert any("the first is record 4 of records" in sentence for sentence in outcome["reports"])

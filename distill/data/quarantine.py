@@ -30,6 +30,11 @@ class Entry:
     reason: str
     turns: int = 0
 
+    @property
+    def why(self) -> str:
+        """Path, if one is broken, and reason."""
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
 
 class Quarantine:
     """The list of one stage; each process of a run appends to a file of its own, all are read.
@@ -105,6 +110,6 @@ class Quarantine:
             first = broken[0]
             said.append(
                 f"Stage {name}: {len(broken)} records are broken and were left out, the first is record {first.record} "
-                f"of {first.part}: {first.path}: {first.reason}. All are in {self.folder.parent.name}/{name}."
+                f"of {first.part}: {first.why.rstrip('.')}. All are in {self.folder.parent.name}/{name}."
             )
         return said

@@ -107,7 +107,7 @@ class Rows(Dataset[Item | list[Item]]):
         """
         share, broken = self.stage.data.max_broken, self.quarantine.broken()
         if len(broken) > share * self.total:
-            first = "".join(f"\n  {e.part}, record {e.record}: {e.path} {e.reason}" for e in broken[:5])
+            first = "".join(f"\n  {e.part}, record {e.record}: {e.why}" for e in broken[:5])
             raise UserError(
                 f"stage {self.stage.name}: {len(broken)} of {self.total} records are broken, more than max_broken: "
                 f"{share}. The first:{first}\nAll are in {self.quarantine.folder}. Repair or remove them, or raise "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,10 +40,13 @@ def distill(
         progress.end(outcome)
     if failures:
         raise CheckFailed(failures["student"])
+    student = run_dir / "student"
+    reports: list[str] = json.loads((student / "history.json").read_text())["reports"]
     if as_json:
-        print_json({"checkpoint": run_dir / "student", "state": outcome.state, "seconds": outcome.seconds})
+        tree = {"checkpoint": student, "state": outcome.state, "seconds": outcome.seconds, "reports": reports}
+        print_json(tree)
     else:
-        print(f"Student: {run_dir / 'student'}")
+        print(*(f"note: {sentence}" for sentence in reports), f"Student: {student}", sep="\n")
 
 
 def load(path: Path, overrides: list[str] | None) -> tuple[DistillConfig, str]:
