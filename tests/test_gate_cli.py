@@ -52,6 +52,11 @@ def test_update_shows_the_difference_and_writes_the_baseline(reports: tuple[Path
     assert call(worse, "--baseline", baseline).exit_code == 0, "the worse one is the baseline now"
 
 
+def test_power_says_where_the_gate_would_let_the_drop_pass() -> None:
+    assert "lets the average lose 1 points" in call("--power", 0.5).stdout
+    assert "lets the average" not in call("--power", 2).stdout
+
+
 def test_power_needs_two_reports_or_none(reports: tuple[Path, Path]) -> None:
     table = json.loads(call("--power", 2, "--json").stdout)["needed"]
     assert table["0.02"] < table["0.1"] < 3000

@@ -165,7 +165,9 @@ def _notes(name: str, found: Any) -> list[str]:
     if "line" in details:
         edition = details["data"]["edition"]
         names = dict.fromkeys(edition.values() if isinstance(edition, dict) else [edition])
-        lines = [details["line"], f"  data: {'; '.join(names)} ({details['data']['questions']:,} questions)"]
+        parts = ", ".join(f"{part} {count:,}" for part, count in details["data"].get("labels", {}).items())
+        asked = f"{details['data']['questions']:,} questions" + (f": {parts}" if parts else "")
+        lines = [details["line"], f"  data: {'; '.join(names)} ({asked})"]
         lines += [f"  by other rules: {details['vlmevalkit']}"] if "vlmevalkit" in details else []
         if found["n"] < details["data"]["questions"]:
             lines.append(f"  scored: {found['n']:,} answers of them")

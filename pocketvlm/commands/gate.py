@@ -110,6 +110,8 @@ def _power(drop: float, new: Path | None, baseline: Path | None, allowed: Allowa
         print(f"To see a drop of {drop:g} points in {chances[1]:.0%} of cases with {chances[0]:.0%} false alarms:")
         table = [[f"{share:.0%}", f"{count:,}"] for share, count in rows.items()]
         print_table("", ["answers on which the two disagree", "answers needed"], table)
+        if drop <= allowed.max_drop:
+            print(f"The gate itself lets the average lose {allowed.max_drop:g} points: see --max-drop.")
         return
     found = [row for each in compare(new, baseline, allowed).compared for row in _seen(each, drop, chances)]
     if as_json:
