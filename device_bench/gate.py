@@ -72,25 +72,23 @@ class Verdict:
         }
 
 
-def gate(new: Tree | Path, baseline: Path, allowances: Allowances, folder: Path | None = None) -> Verdict:
+def gate(new: Path, baseline: Path, allowances: Allowances) -> Verdict:
     """Compare a report with a baseline.
 
     Args:
-        new: report.json, its path, or the folder it lies in.
+        new: report.json, or the folder it lies in.
         baseline: the older report.json; with its answer files in reach accuracy is judged paired, else by intervals.
         allowances: what may be worse, and by how much.
-        folder: where `new` lies if it is given as a tree.
     Raises:
         UserError: a report is missing, broken or of another schema.
     """
-    if isinstance(new, Path):
-        new, folder = read_report(new)
+    judged, folder = read_report(new)
     old, old_folder = read_report(baseline)
     pairs: list[tuple[str, Entry, Entry]] = []
-    students = [(report.get("models") or {}).get("student") for report in (old, new)]
+    students = [(report.get("models") or {}).get("student") for report in (old, judged)]
     if students[0]:
         pairs.append(("student", Entry(students[0], old_folder), Entry(students[1] or {}, folder)))
-    counterparts = {artifact_name(artifact): artifact for artifact in new["artifacts"]}
+    counterparts = {artifact_name(artifact): artifact for artifact in judged["artifacts"]}
     checks: list[Check] = []
     for artifact in old["artifacts"]:
         counterpart = counterparts.pop(artifact_name(artifact), None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pocketvlm.steps import engine
 from vlm.errors import UserError, install_hint
+from vlm.machine import available_memory, free_disk
 from vlm.registry import names
 
 if TYPE_CHECKING:
@@ -217,10 +218,10 @@ def _forecast(config: RunConfig, run_dir: Path) -> list[Finding]:
     memory = _enough(
         "memory",
         forecast.needed_memory(config),
-        forecast.available_memory(),
+        available_memory(),
         "Close other programs, or take a smaller student, smaller batches or fewer targets.",
     )
-    free = forecast.free_disk(run_dir)
+    free = free_disk(run_dir)
     disk = _enough("disk", forecast.needed_disk(config), free, "Free some space, or choose another --out.")
     return [memory, disk, Finding("forecast", "time", "note", time)]
 

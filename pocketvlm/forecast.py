@@ -10,13 +10,10 @@ from device_bench.report.sources import parameters
 from pocketvlm.ledger import Ledger
 from pocketvlm.progress import span
 from pocketvlm.steps import road
-from vlm.machine import available_memory, free_disk
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig, Student
     from pocketvlm.pipeline import RunConfig
-
-__all__ = ["available_memory", "free_disk", "needed_disk", "needed_memory", "needed_time"]
 
 MIB = 2**20
 # The built-in default: two students trained side by side with torch and transformers, 1.9 GB each, and the run itself.

@@ -17,7 +17,6 @@ from vlm.errors import UserError
 from vlm.folders import write_atomic
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
-NO_RUN = "No run yet: make mobile writes it."
 MODELS = {"teacher": "teacher", "student": "distilled student", "undistilled": "the same student, not distilled"}
 COLUMNS = (
     "artifact",

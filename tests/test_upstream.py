@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from tests.upstream import PROJECTORS, TOWER, random_tensors, save_clip, save_upstream, shapes
 from vlm.data.scenes.tokenizer import VOCABULARY
 from vlm.errors import UserError
-from vlm.models.checkpoint import load_checkpoint, save_checkpoint, tower_sha256
+from vlm.models.checkpoint import load_checkpoint, save_checkpoint
 from vlm.models.exporting import to_upstream
 from vlm.models.importing import grow, to_hf
 from vlm.models.mobilevlm import DECODERS, MobileVlmForConditionalGeneration, published_config
@@ -242,19 +242,6 @@ def test_pictures_are_prepared_as_the_checkpoint_was_trained(clip: Path, tmp_pat
     assert load_checkpoint(tmp_path).preprocessing == cropped.preprocessing
     kept = json.loads((to_upstream(cropped.folder, tmp_path / "back") / "config.json").read_text())
     assert kept["image_aspect_ratio"] is None
-
-
-def test_towers_are_told_apart_by_what_the_projector_sees_of_them(clip: Path, tmp_path: Path) -> None:
-    state = save_upstream(tmp_path / "up", "ldpnetv2", clip)
-    model = load_checkpoint(tmp_path / "up").model
-    before = tower_sha256(model)
-    with torch.no_grad():
-        model.model.vision_tower.post_layernorm.weight += 1
-        model.model.vision_tower.encoder.layers[2].mlp.fc1.bias += 1
-        assert tower_sha256(model) == before
-        model.model.vision_tower.encoder.layers[1].mlp.fc1.bias += 1e-3
-    assert tower_sha256(model) != before
-    assert len(state)
 
 
 @pytest.mark.parametrize("projector", ["ldpnet", "ldpnetv2"])

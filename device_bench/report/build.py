@@ -18,13 +18,11 @@ NO_GATE = "no baseline was compared: pocketvlm gate NEW --baseline OLD"
 OLD_GATE = "the last verdict was about older results: compare again with pocketvlm gate NEW --baseline OLD"
 
 
-def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
+def build(runs: Path | Sequence[Path]) -> Tree:
     """Assemble the report of one run folder, or of several: models from the first that has them, artifacts of all.
 
     Args:
         runs: runs/<name> as the pipeline leaves it, or the output folder of `pocketvlm bench`.
-        gate: a verdict on these results (device_bench.gate.Verdict.record); without it the one that
-            device_bench.gate.save left in the run folder, unless something was measured since.
     Returns:
         The tree of report.json. Whatever could not be read stands as None, and `reasons` beside it says why.
     Raises:
@@ -48,7 +46,7 @@ def build(runs: Path | Sequence[Path], gate: Tree | None = None) -> Tree:
         "left_out": [entry for folder in folders for entry in _left_out(named[folder], selected[folder])],
         "stages": [stage for folder in folders for stage in _stages(folder, named[folder], selected[folder])],
     }
-    report |= _gate(main, report["run"]["created"]) if gate is None else {"gate": gate, "reasons": {}}
+    report |= _gate(main, report["run"]["created"])
     report["verdicts"] = verdicts(report)
     return report
 
@@ -60,6 +58,7 @@ def _check(folders: Sequence[Path]) -> None:
 
 
 def _gate(folder: Path, created: str | None) -> Tree:
+    """The verdict that device_bench.gate.save left in the run folder, unless something was measured since."""
     kept = read_json(folder / GATE)
     if not isinstance(kept, dict):
         return {"gate": None, "reasons": {"gate": NO_GATE}}

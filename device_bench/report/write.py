@@ -11,12 +11,11 @@ from device_bench.report.sources import Tree, read_json, run_names
 from vlm.folders import write_atomic
 
 
-def write(runs: Path | Sequence[Path], out: Path, gate: Tree | None = None) -> Path:
+def write(runs: Path | Sequence[Path], out: Path) -> Path:
     """Build the report of one or several runs and draw it.
 
     Args:
         runs: as `build` takes them.
-        gate: as `build` takes it.
         out: folder for report.json, report.md and index.html; nothing else in it is touched.
     Returns:
         `out`.
@@ -24,7 +23,7 @@ def write(runs: Path | Sequence[Path], out: Path, gate: Tree | None = None) -> P
         UserError: as `build` does.
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
-    report = build(folders, gate)
+    report = build(folders)
     drawn = page(report, raw_samples(report, folders))
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")

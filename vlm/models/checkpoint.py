@@ -1,6 +1,5 @@
 """Checkpoints in Hugging Face layout: model, processor, prompt template, and what a runtime needs to know of them."""
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,22 +132,3 @@ def save_checkpoint(
     if (tokenizer_folder / MODEL).is_file():  # transformers writes tokenizer.json only
         shutil.copy2(tokenizer_folder / MODEL, out)
     save_processor(model.config, AutoTokenizer.from_pretrained(tokenizer_folder), preprocessing, out)
-
-
-def tower_sha256(model: LlavaForConditionalGeneration) -> str:
-    """Hash the vision tower's weights as far as the projector sees them: equal hashes, equal features.
-
-    What comes after the layer that is read (vision_feature_layer) is left out, as it has no part in the features. The
-    values are hashed in float32, so that the type a tower is held in does not count, but its rounding does.
-    """
-    tower = model.model.vision_tower
-    layers = tower.config.num_hidden_layers
-    layer = model.config.vision_feature_layer
-    read = layer if layer >= 0 else layers + 1 + layer
-    unread = ("post_layernorm.", *(f"encoder.layers.{index}." for index in range(read, layers)))
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        if not name.removeprefix("vision_model.").startswith(unread):
-            digest.update(f"{name} {list(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
