@@ -127,19 +127,7 @@ def _config(folder: Path, arguments: argparse.Namespace) -> DistillConfig:
         model.model.vision_tower.load_state_dict(tower)
         (folder / name).mkdir()
         save_checkpoint(model, tokenizer_folder, Preprocessing(size=VISION["image_size"]), folder / name)
-    Image.effect_noise((96, 96), 60).convert("RGB").save(folder / "noise.png")
-    conversation = [
-        {"from": "human", "value": "<image>\nwhat is in the picture"},
-        {"from": "gpt", "value": " ".join(["red"] * arguments.answer)},
-    ]
-    record = {"image": "noise.png", "conversations": conversation}
-    (folder / "records.json").write_text(json.dumps([{"id": str(n), **record} for n in range(RECORDS)]))
-    data = {
-        "kind": "llava",
-        "records": str(folder / "records.json"),
-        "images": str(folder),
-        "cache": str(folder / "indices"),
-    }
+    data = _records(folder, arguments.answer)
     tree = {
         "teacher": str(folder / "teacher"),
         "student": str(folder / "student"),
@@ -151,6 +139,23 @@ def _config(folder: Path, arguments: argparse.Namespace) -> DistillConfig:
         "precision": "fp32",
     }
     return DistillConfig.parse(tree, "benchmark")
+
+
+def _records(folder: Path, words: int) -> dict[str, str]:
+    """Records of one image and one long answer, as a stage's data."""
+    Image.effect_noise((96, 96), 60).convert("RGB").save(folder / "noise.png")
+    conversation = [
+        {"from": "human", "value": "<image>\nwhat is in the picture"},
+        {"from": "gpt", "value": " ".join(["red"] * words)},
+    ]
+    record = {"image": "noise.png", "conversations": conversation}
+    (folder / "records.json").write_text(json.dumps([{"id": str(n), **record} for n in range(RECORDS)]))
+    return {
+        "kind": "llava",
+        "records": str(folder / "records.json"),
+        "images": str(folder),
+        "cache": str(folder / "indices"),
+    }
 
 
 if __name__ == "__main__":

@@ -117,3 +117,23 @@ def test_constraints_pin_every_declared_package_once() -> None:
     assert len(names) == len(set(names))
     assert all(line.count("==") == 1 and "+" not in line for line in lines)
     assert "torchvision" not in names
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's body, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_no_file_and_no_function_is_long() -> None:
+    """A file over 300 lines is asking to be two rooms; a function over 40 hides a name."""
+    long = []
+    for room in (*sources.ROOMS, "benchmarks", "tests"):
+        for path in (ROOT / room).rglob("*.py"):
+            text = path.read_text()
+            found = [
+                node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
+            long += [f"{path.relative_to(ROOT)}: {node.name}" for node in found if body_lines(node) > 40]
+            long += [str(path.relative_to(ROOT))] if text.count("\n") > 300 else []
+    assert long == []

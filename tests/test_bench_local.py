@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 import tests.fake_engine
 from device_bench.config import BenchConfig
-from device_bench.measure import Work, latency_pass, latency_stats, run_once, summarise
+from device_bench.measure import latency_stats, summarise
 from device_bench.result import Recorder
 from device_bench.run import bench_one, run, run_on
 from device_bench.telemetry import identify_host
-from tests.manifests import write_manifest
-from vlm.data.scenes.draw import render
-from vlm.data.scenes.scene import make_scene
+from tests.manifests import fake_artifact as artifact
 from vlm.errors import CheckFailed, UserError
-from vlm.manifest import Preprocessing
-from vlm.runtimes.base import Runtime
 
 QUICK: dict[str, Any] = {
     "iterations": 3,
@@ -49,27 +42,6 @@ def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"import vlm.runtimes; vlm.runtimes.__path__.insert(0, {str(tmp_path / 'python' / 'engines')!r})\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "python"))
-
-
-def artifact(tmp_path: Path, name: str = "fake-fp32", context_length: int = 256, **does: str) -> Path:
-    """An artifact for the fake engine."""
-    folder = tmp_path / name
-    folder.mkdir()
-    tokenizer = Tokenizer(WordLevel({"?": 0, "<image>": 1, "</s>": 2, "Yes": 3}, unk_token="?"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_manifest(
-        folder,
-        preprocessing=Preprocessing(size=8),
-        image_tokens=4,
-        image_token_id=1,
-        bos_id=0,
-        hidden_size=8,
-        vocab_size=9,
-        context_length=context_length,
-        settings={"notes": str(tmp_path), **does},
-    )
-    return folder
 
 
 def measure(folder: Path, **settings: object) -> dict[str, Any]:
@@ -286,31 +258,6 @@ def test_a_checkpoint_may_import_torch(tmp_path: Path) -> None:
     imported = {"torch": True, "transformers": True, "deepspeed": False}
     recorder.record("latency", latency_found(engine="torch", imported=imported))
     assert json.loads(recorder.write().read_text())["imported"] == imported
-
-
-@pytest.fixture
-def fake_runtime(tmp_path: Path) -> Runtime:
-    """The fake engine in this process, with an artifact of context length 256."""
-    return tests.fake_engine.open(artifact(tmp_path), 1)
-
-
-def test_the_end_token_counts_again_after_a_timed_request(fake_runtime: Runtime) -> None:
-    before = fake_runtime.facts
-    timings = run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 3))
-    assert fake_runtime.facts == before
-    assert len(timings.decode_ms) == 3 and timings.ttft_ms >= timings.vision_ms + timings.prefill_ms > 0
-
-
-def test_warm_up_is_not_among_the_samples(fake_runtime: Runtime) -> None:
-    done: list[float] = []
-    samples = latency_pass(fake_runtime, Work(render(make_scene(1)), "Describe.", 2), 3, 2, done.append)
-    assert len(samples["ttft_ms"]) == 2 and len(samples["decode_ms"]) == 4
-    assert done == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-def test_a_request_that_does_not_fit_says_how_long_the_context_must_be(fake_runtime: Runtime) -> None:
-    with pytest.raises(UserError, match=r"context length 256 found.*needed"):
-        run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 250))
 
 
 def test_onnx_runtime_is_told_not_to_send_telemetry_before_it_is_loaded() -> None:

@@ -1,12 +1,20 @@
-"""Statistics of timings, and what is read from the system's own files."""
+"""Timings and their statistics, and what is read from the system's own files."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_bench.measure import latency_stats, summarise
+import tests.fake_engine
+from device_bench.measure import Work, latency_pass, latency_stats, run_once, summarise
 from device_bench.telemetry import OtherLoad, cpu_seconds, field, identify_host, machine_state, status_mb
+from tests.manifests import fake_artifact
+from vlm.data.scenes.draw import render
+from vlm.data.scenes.scene import make_scene
+from vlm.errors import UserError
+from vlm.runtimes.base import Runtime
 
 SAMPLES = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=60)
 
@@ -92,3 +100,28 @@ def test_peak_memory_covers_what_was_freed_again() -> None:
     assert len(ballast)
     del ballast
     assert (status_mb("VmHWM") or 0) > before + 70
+
+
+@pytest.fixture
+def fake_runtime(tmp_path: Path) -> Runtime:
+    """The fake engine in this process, with an artifact of context length 256."""
+    return tests.fake_engine.open(fake_artifact(tmp_path), 1)
+
+
+def test_the_end_token_counts_again_after_a_timed_request(fake_runtime: Runtime) -> None:
+    before = fake_runtime.facts
+    timings = run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 3))
+    assert fake_runtime.facts == before
+    assert len(timings.decode_ms) == 3 and timings.ttft_ms >= timings.vision_ms + timings.prefill_ms > 0
+
+
+def test_warm_up_is_not_among_the_samples(fake_runtime: Runtime) -> None:
+    done: list[float] = []
+    samples = latency_pass(fake_runtime, Work(render(make_scene(1)), "Describe.", 2), 3, 2, done.append)
+    assert len(samples["ttft_ms"]) == 2 and len(samples["decode_ms"]) == 4
+    assert done == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_request_that_does_not_fit_says_how_long_the_context_must_be(fake_runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"context length 256 found.*needed"):
+        run_once(fake_runtime, Work(render(make_scene(1)), "Describe the image.", 250))

@@ -17,10 +17,9 @@ from vlm.folders import locked, write_atomic
 if TYPE_CHECKING:
     from pocketvlm.ledger import Step
     from pocketvlm.study.cells import Cell
-    from pocketvlm.study.config import StudyConfig
+    from pocketvlm.study.config import Split, StudyConfig
 
 SHARED_START = 1e-3  # relative difference of two rows' first cross-entropies that rounding explains
-Failures = dict["Cell", str]
 
 
 def study(config: StudyConfig, file: Path, out: Path, quiet: bool = False, read_again: bool = False) -> Study:
@@ -42,48 +41,65 @@ def study(config: StudyConfig, file: Path, out: Path, quiet: bool = False, read_
         readings.check(identity, read_again)
     with locked(out / ".lock", wait=False):
         write_atomic(out / "config.yaml", config.dump())
-        failures: Failures = {}
-
-        def do(task: str, wanted: list[Cell], step_of: Callable[[Cell], Step]) -> list[Cell]:
-            able = [cell for cell in wanted if cell not in failures]
-            jobs = pool.pending(able, task, step_of)
-            failures.update(pool.run(jobs, config.parallel, config.threads, quiet))
-            return [cell for cell in able if cell not in failures]
-
-        def train(wanted: list[Cell]) -> list[Cell]:
-            return do("train", wanted, lambda cell: cell.training())
-
-        def validate(wanted: list[Cell]) -> list[Cell]:
-            return do("validation", train(wanted), lambda cell: cell.evaluation("validation"))
-
-        tuned = tune(config, out, validate)
+        work = Work(config, quiet)
+        tuned = tune(config, out, work.validate)
         rates = factors(config, tuned)
         at_steps = cells.equal_steps(config, out, rates)
-        trained = train(at_steps)
+        trained = work.train(at_steps)
         comparisons = {STEPS: at_steps} if config.equal != "time" else {}
         if config.equal != "steps":
             comparisons[TIME] = cells.equal_time(config, out, rates, trained)
-            trained += train([cell for cell in comparisons[TIME] if cell not in at_steps])
+            trained += work.train([cell for cell in comparisons[TIME] if cell not in at_steps])
         check_shared_start(trained)
         if config.split == "test":
             readings.add(identity, at_steps[0].training().products[0].inputs["code"])
         compared = {cell for group in comparisons.values() for cell in group}
         wanted = [cell for cell in trained if cell in compared]
-        answered = set(do(config.split, wanted, lambda cell: cell.evaluation(config.split)))
+        answered = set(work.evaluate(config.split, wanted))
         found = [
-            Comparison(equal, [cell for cell in group if cell in answered], failures)
+            Comparison(equal, [cell for cell in group if cell in answered], work.failures)
             for equal, group in comparisons.items()
         ]
         result = summarise(config, found, tuned, readings.all if config.split == "test" else [])
         write(result, out)
         for comparison in found:
             write_atomic(out / f"curves-{comparison.equal}.svg", draw(comparison, config.names))
-    if failures:
-        said = "\n".join(f"{cell.title}: {why}" for cell, why in failures.items())
+    if work.failures:
+        said = "\n".join(f"{cell.title}: {why}" for cell, why in work.failures.items())
         raise CheckFailed(
-            f"{len(failures)} trainings or evaluations ended badly; {out / 'study.md'} has the others.\n{said}"
+            f"{len(work.failures)} trainings or evaluations ended badly; {out / 'study.md'} has the others.\n{said}"
         )
     return result
+
+
+class Work:
+    """Does what cells need, side by side; one that failed is left out from then on.
+
+    Attributes:
+        failures: cell -> what went wrong.
+    """
+
+    def __init__(self, config: StudyConfig, quiet: bool) -> None:
+        self._config, self._quiet = config, quiet
+        self.failures: dict[Cell, str] = {}
+
+    def train(self, wanted: list[Cell]) -> list[Cell]:
+        """Leave the students of some cells; returns those that have one."""
+        return self._do("train", wanted, lambda cell: cell.training())
+
+    def evaluate(self, split: Split, wanted: list[Cell]) -> list[Cell]:
+        """Leave the students' answers; returns the cells that have them."""
+        return self._do(split, wanted, lambda cell: cell.evaluation(split))
+
+    def validate(self, wanted: list[Cell]) -> list[Cell]:
+        """Train, and answer the validation split."""
+        return self.evaluate("validation", self.train(wanted))
+
+    def _do(self, task: str, wanted: list[Cell], step_of: Callable[[Cell], Step]) -> list[Cell]:
+        able = [cell for cell in wanted if cell not in self.failures]
+        jobs = pool.pending(able, task, step_of)
+        self.failures |= pool.run(jobs, self._config.parallel, self._config.threads, self._quiet)
+        return [cell for cell in able if cell not in self.failures]
 
 
 Tuned = Mapping[str, Mapping[float, float]]  # row -> factor -> mean score on validation
