@@ -27,7 +27,7 @@ from distill.data.rows import Rows
 from distill.model import AlignKD
 from distill.teacher.offline import offline
 from distill.training.processes import Processes
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import save_checkpoint
 from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config

@@ -12,7 +12,7 @@ import torch
 import typer
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.folders import finished_folder
 from vlm.manifest import Preprocessing
 from vlm.models.mobilevlm import MobileVlmConfig, published_config

@@ -28,7 +28,7 @@ from export.calibration import LayerInputs
 from export.config import ExportConfig
 from export.run import parse_target, write_artifact
 from export.source import open_checkpoint, with_weights
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.folders import finished_folder
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import Checkpoint, save_checkpoint

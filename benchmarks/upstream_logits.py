@@ -24,12 +24,12 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.models.checkpoint import load_checkpoint
-from vlm.models.exporting import to_upstream
-from vlm.models.importing import to_hf
+from vlm.models.from_upstream import to_hf
 from vlm.models.mobilevlm import MobileVlmConfig
 from vlm.models.tensors import tensors
+from vlm.models.to_upstream import to_upstream
 from vlm.models.upstream import published_name
 from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.runtimes.torch import TorchRuntime

@@ -24,7 +24,7 @@ from distill.tower_attention import BY_CELL, WHOLE, set_grid_positions, set_loca
 from vlm.data.scenes.attributes import CLASSES, IGNORE, WITH_EMPTY, cell_attributes
 from vlm.data.scenes.draw import IMAGE_SIZE, render
 from vlm.data.scenes.scene import TOWER_START, VALIDATION_START, make_scene
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.errors import UserError
 from vlm.folders import finished_folder
 from vlm.manifest import CLIP_MEAN, CLIP_STD

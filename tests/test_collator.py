@@ -16,7 +16,7 @@ from vlm.data.collator import IGNORE, Encoder, Row, collate
 from vlm.data.llava import llava_record
 from vlm.data.records import Record, scene_captions, scene_conversations
 from vlm.data.scenes.scene import TOWER_START
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.prompts import V1_SYSTEM
 from vlm.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from export.config import ExportConfig
 from export.run import export_one
 from export.source import open_checkpoint
 from tests.tiny import TEXT, VISION
-from vlm.data.scenes.tokenizer import train_tokenizer
+from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.errors import UserError
 from vlm.manifest import Preprocessing, read_manifest
 from vlm.models.checkpoint import save_checkpoint

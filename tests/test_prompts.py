@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.upstream import save_clip, save_upstream
 from vlm.models.checkpoint import load_checkpoint
-from vlm.models.importing import to_hf
+from vlm.models.from_upstream import to_hf
 from vlm.prompts import TEMPLATES, prompt_ids
 from vlm.tokenizer import Tokenizer
 

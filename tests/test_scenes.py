@@ -33,7 +33,7 @@ def asked(scenes: list[Scene]) -> list[tuple[Scene, Question]]:
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlm.data.scenes.tokenizer import train_tokenizer
+    from vlm.data.scenes.train_tokenizer import train_tokenizer
 
     return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tests.upstream import PROJECTORS, TOWER, random_tensors, save_clip, save_upstream, shapes
-from vlm.data.scenes.tokenizer import VOCABULARY
+from vlm.data.scenes.train_tokenizer import VOCABULARY
 from vlm.errors import UserError
 from vlm.models.checkpoint import load_checkpoint, save_checkpoint
-from vlm.models.exporting import to_upstream
-from vlm.models.importing import grow, to_hf
+from vlm.models.from_upstream import grow, to_hf
 from vlm.models.mobilevlm import DECODERS, MobileVlmForConditionalGeneration, published_config
 from vlm.models.tensors import tensors
+from vlm.models.to_upstream import to_upstream
 from vlm.prompts import TEMPLATES
 from vlm.runtimes.torch import TorchRuntime
 

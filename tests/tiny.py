@@ -45,7 +45,7 @@ def save_random_checkpoint(out: Path, seed: int = 0, **text: int) -> Path:
     """Save a random model with the built-in tokenizer in Hugging Face layout; returns its folder."""
     from transformers import AutoTokenizer
 
-    from vlm.data.scenes.tokenizer import train_tokenizer
+    from vlm.data.scenes.train_tokenizer import train_tokenizer
 
     tokenizer_folder = train_tokenizer(out.parent / f"{out.name}-tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -133,7 +133,7 @@ def save_upstream(
     Returns:
         The tensors by name.
     """
-    from vlm.data.scenes.tokenizer import VOCABULARY, train_tokenizer
+    from vlm.data.scenes.train_tokenizer import VOCABULARY, train_tokenizer
 
     folder.mkdir(parents=True)
     state = state or random_tensors(shapes(kind, VOCABULARY))

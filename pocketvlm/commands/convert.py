@@ -32,8 +32,8 @@ def convert(
     start = time.perf_counter()
     with Progress(quiet=as_json) as progress, quietly():
         progress.single("convert", 60.0)
-        from vlm.models.exporting import to_upstream
-        from vlm.models.importing import to_hf
+        from vlm.models.from_upstream import to_hf
+        from vlm.models.to_upstream import to_upstream
 
         (to_hf if to is Layout.hf else to_upstream)(checkpoint, out, vision, progress.update)
     if as_json:

@@ -30,7 +30,7 @@ def prepared(name: Path, progress: Progress | None = None) -> Path:
     folder = locate(name)
     if not is_upstream(read_config(folder)):
         return folder
-    from vlm.models.importing import to_hf  # torch, which what is prepared does not need
+    from vlm.models.from_upstream import to_hf  # torch, which what is prepared does not need
 
     out = cache_folder() / f"{name.name}-{_fingerprint(folder)}"
     with locked(out.with_name(f"{out.name}.lock")):

@@ -12,8 +12,8 @@ from vlm.errors import UserError
 from vlm.folders import finished_folder
 from vlm.models import tokenizers, upstream
 from vlm.models.clip import KNOWN
+from vlm.models.from_upstream import Progress
 from vlm.models.hub import is_upstream, locate, read_config
-from vlm.models.importing import Progress
 from vlm.models.processor import read_preprocessing
 from vlm.models.tensors import SHARD_BYTES, check_fit, counted, shapes, tensors, write_tensors
 
