@@ -34,8 +34,6 @@ BITS = {
     "coreml": {"int4": 4.5, "fp16": 16.0},
     "gguf": {"q4_0": 4.5, "q6_k": 6.5625, "f16": 16.0},
 }
-# llama.cpp keeps the output matrix in 6 bits when the rest has 4.
-HEAD = {"gguf": "q6_k"}
 PARTS = {
     "model.vision_tower.": "vision",
     "model.multi_modal_projector.": "projector",
@@ -81,7 +79,7 @@ def counts(checkpoint: Checkpoint) -> dict[str, int]:
 
 def expected_bytes(checkpoint: Checkpoint, name: str, precisions: dict[str, str | None]) -> float:
     """Bits x parameters plus scales, of all components."""
-    storages = precisions | {"head": precisions["head"] or HEAD.get(name) or precisions["decoder"]}
+    storages = precisions | {"head": precisions["head"] or precisions["decoder"]}
     return sum(BITS[name][str(storages[part])] / 8 * count for part, count in counts(checkpoint).items())
 
 

@@ -36,10 +36,20 @@ TENSORS = {
     "blk.{}.ffn_down.weight": "model.language_model.layers.{}.mlp.down_proj.weight",
 }
 FILE_TYPES = {
+    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q5_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
     "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+# What embedding and head can be stored as instead of what llama.cpp chooses for them.
+MATRIX_TYPES = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q6_k": llama_cpp.GGML_TYPE_Q6_K,
+    "q5_k": llama_cpp.GGML_TYPE_Q5_K,
+    "q4_k": llama_cpp.GGML_TYPE_Q4_K,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
 # Precisions whose rounding is weighted by an importance matrix.
 WEIGHTED = ("q4_k_m", "q5_k_m")
@@ -129,7 +139,14 @@ def deinterleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return split.transpose(1, 2).reshape(weight.shape)
 
 
-def quantize(source: Path, target: Path, precision: str, importance: dict[str, np.ndarray] | None = None) -> None:
+def quantize(
+    source: Path,
+    target: Path,
+    precision: str,
+    importance: dict[str, np.ndarray] | None = None,
+    embedding: str | None = None,
+    head: str | None = None,
+) -> None:
     """Quantize a float16 .gguf with llama.cpp's own quantizer.
 
     Args:
@@ -137,6 +154,7 @@ def quantize(source: Path, target: Path, precision: str, importance: dict[str, n
         target: gets the quantized file.
         precision: one of FILE_TYPES.
         importance: llama.cpp's tensor names -> weight of each column's error, float32 [in]; None: all the same.
+        embedding, head: of MATRIX_TYPES; None: as llama.cpp chooses.
     Raises:
         UserError: llama.cpp refused (its return code is in the message).
     """
@@ -144,6 +162,10 @@ def quantize(source: Path, target: Path, precision: str, importance: dict[str, n
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[precision]
     parameters.nthread = 2
+    if embedding:
+        parameters.token_embedding_type = MATRIX_TYPES[embedding]
+    if head:
+        parameters.output_tensor_type = MATRIX_TYPES[head]
     entries = _importance_entries(importance or {})
     if importance:
         parameters.imatrix = entries

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gguf import GGUFWriter
 from PIL import Image
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from export.graph import VisionEncoder
 from vlm.models.checkpoint import Checkpoint
@@ -47,8 +48,11 @@ class Measured:
 def unsupported(checkpoint: Checkpoint) -> str:
     """Say why stock llama.cpp has no graph for this vision tower, or return an empty string."""
     vision: Any = checkpoint.model.config.vision_config
-    if not isinstance(checkpoint.model.model.multi_modal_projector, LDPv2):
-        return "only the LDPv2 projector is written"
+    projector = checkpoint.model.model.multi_modal_projector
+    if isinstance(projector, LlavaMultiModalProjector):
+        return "" if checkpoint.model.config.projector_hidden_act == "gelu" else "llama.cpp's projector has a gelu"
+    if not isinstance(projector, LDPv2):
+        return "only the projectors LDPv2 and LLaVA's MLP are written"
     grid = vision.image_size // vision.patch_size
     return "" if grid == GRID else f"llama.cpp's LDPv2 graph takes {GRID} patches per side, the tower has {grid}"
 
@@ -64,7 +68,7 @@ def write_mmproj(checkpoint: Checkpoint, encoder: VisionEncoder, path: Path) -> 
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.has_llava_projector", True)
     writer.add_bool("clip.use_gelu", vision.hidden_act == "gelu")  # else quick_gelu
-    writer.add_string("clip.projector_type", "ldpv2")
+    writer.add_string("clip.projector_type", "ldpv2" if isinstance(encoder.projector, LDPv2) else "mlp")
     for key, value in {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
@@ -95,12 +99,14 @@ def _tensors(encoder: VisionEncoder) -> dict[str, torch.Tensor]:
         "v.class_embd": encoder.embeddings.class_embedding,
         "v.patch_embd.weight": encoder.embeddings.patch_embedding.weight,
         "v.position_embd.weight": encoder.embeddings.position_embedding.weight,
-        # llama.cpp aborts on a float32 kernel here, so it must stay a matrix [D, 3, 3] that is stored as float16.
-        "mm.model.peg.0.weight": projector.peg.weight.squeeze(1),
-        "mm.model.peg.0.bias": projector.peg.bias,
     }
     modules: dict[str, Any] = {"v.pre_ln": encoder.pre_layrnorm}
-    modules |= {"mm.model.mlp.0": projector.linear_1, "mm.model.mlp.2": projector.linear_2}
+    mlp = "mm"
+    if isinstance(projector, LDPv2):
+        # llama.cpp aborts on a float32 kernel here, so it must stay a matrix [D, 3, 3] that is stored as float16.
+        tensors |= {"mm.model.peg.0.weight": projector.peg.weight.squeeze(1), "mm.model.peg.0.bias": projector.peg.bias}
+        mlp = "mm.model.mlp"
+    modules |= {f"{mlp}.0": projector.linear_1, f"{mlp}.2": projector.linear_2}
     for index, layer in enumerate(encoder.layers):
         modules |= {f"v.blk.{index}.{theirs}": layer.get_submodule(ours) for ours, theirs in _LAYER.items()}
     for name, module in modules.items():

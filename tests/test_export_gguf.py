@@ -50,12 +50,12 @@ def wide(folder: Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, model=model.half())
 
 
-@pytest.fixture(scope="module", params=["f16", "q4_0", "q5_k_m"])
+@pytest.fixture(scope="module", params=["f16", "q4_0", "q5_k_m", "q4_0,embedding=f16,head=q8_0"])
 def exported(
     request: pytest.FixtureRequest, random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, Manifest]:
     checkpoint = wide(random_checkpoint) if request.param == "q5_k_m" else load_checkpoint(random_checkpoint)
-    folder = tmp_path_factory.mktemp(f"gguf-{request.param}")
+    folder = tmp_path_factory.mktemp("gguf")
     return checkpoint, write_artifact(checkpoint, f"gguf:{request.param}", folder)
 
 
@@ -151,6 +151,15 @@ def test_k_quants_say_their_types_and_their_calibration(artifact: Manifest) -> N
         assert "Q5_K" in str(artifact.settings["matrix_types"])
         assert not any("in another type" in note or "No matrix" in note for note in artifact.notes)
     assert any("importance matrix of 16 pictures" in n for n in artifact.notes) == (artifact.precision == "q5_k_m")
+
+
+def test_embedding_and_head_are_stored_as_asked(artifact: Manifest) -> None:
+    if "embedding=f16" in artifact.precision:
+        types = storage(Path(artifact.name) / "decoder.gguf")
+        assert (types["token_embd.weight"], types["output.weight"]) == ("F16", "Q8_0")
+        assert types["blk.0.attn_q.weight"] == "Q4_0"
+        assert (artifact.precisions.embedding, artifact.precisions.head) == ("f16", "q8_0")
+        assert not any("in another type" in note for note in artifact.notes)
 
 
 def test_grouped_heads_and_rows_that_do_not_divide(random_checkpoint: Path, tmp_path: Path) -> None:

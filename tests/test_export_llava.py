@@ -3,20 +3,24 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from export.config import ExportConfig
+from export.graph import VisionEncoder
 from export.run import export_one
-from export.source import open_checkpoint
+from export.source import open_checkpoint, with_weights
+from tests.artifacts import cosine
 from tests.tiny import TEXT, VISION
 from vlm.data.scenes.train_tokenizer import train_tokenizer
 from vlm.errors import UserError
 from vlm.manifest import Preprocessing, read_manifest
 from vlm.models.checkpoint import save_checkpoint
 from vlm.models.hf import llava_config
+from vlm.preprocess import pixel_values
 
 # Names in the checkpoints on the hub, which were written by transformers before 4.52, for today's.
 OLD_NAMES = {
@@ -61,6 +65,27 @@ def test_it_is_exported_and_proven(llava: Path, tmp_path: Path, target: str, lib
     manifest = read_manifest(export_one(llava, target, tmp_path, CONFIG))
     assert manifest.parity is not None and manifest.parity.passed
     assert manifest.image_tokens == 144 and manifest.preprocessing.square == "crop"
+
+
+def test_stock_llama_cpp_reads_the_mlp_and_computes_the_tower_with_its_class_token_last(
+    llava: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
+    from export._gguf_mmproj import probe_image
+    from export._gguf_mmproj_probe import vision_tokens
+
+    folder = export_one(llava, "gguf:f16", tmp_path, CONFIG)
+    found, _ = vision_tokens(folder / "decoder.gguf", folder / "mmproj.gguf", np.asarray(probe_image(96)))
+    checkpoint = with_weights(open_checkpoint(llava), {})
+    encoder = VisionEncoder(checkpoint.model)
+    pixels = torch.from_numpy(pixel_values(probe_image(96), checkpoint.facts.preprocessing))
+    with torch.inference_mode():
+        first = encoder.embeddings(pixels) - encoder.embeddings.position_embedding.weight  # [1, 1 + P, vision_dim]
+        x = encoder.pre_layrnorm(first.roll(-1, 1) + encoder.embeddings.position_embedding.weight)
+        for layer in encoder.layers:
+            x = layer(x, attention_mask=None)
+        truth = encoder.projector(x[:, 1:])[0].numpy()  # [V, D]
+    assert cosine(found.reshape(truth.shape), truth) > 0.999
 
 
 @pytest.mark.parametrize(

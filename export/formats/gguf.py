@@ -12,6 +12,7 @@ import torch
 
 from export._gguf_decoder import (
     FILE_TYPES,
+    MATRIX_TYPES,
     WEIGHTED,
     count_types,
     importance_matrix,
@@ -26,6 +27,7 @@ from export._gguf_vocabulary import PROBES, tokenization_differences
 from export.calibration import SCENES, LayerInputs
 from export.formats.base import Cost, Written
 from export.graph import VisionEncoder
+from export.precision import resolve, uniform
 from export.source import in_float32
 from vlm.manifest import Precision
 from vlm.models.checkpoint import Checkpoint
@@ -34,8 +36,12 @@ from vlm.runtimes.llamacpp import DECODER, VISION
 ENGINE = "llamacpp"
 # The vision tower is there twice, in ONNX and in mmproj.gguf; llama.cpp rounds from a file in f16.
 COST = Cost(memory=3.0, seconds=35e-9, vision=4.0, temporary=2.0, gptq=False)
-PRECISIONS = ("f16", *FILE_TYPES)
+CHOSEN = "llama.cpp"  # llama.cpp chooses, by the decoder's precision
+PRESETS = {name: uniform("f16", embedding=CHOSEN, decoder=name, head=CHOSEN) for name in FILE_TYPES}
+PRECISIONS = tuple(PRESETS)
+STORAGES = {"embedding": tuple(MATRIX_TYPES), "head": tuple(MATRIX_TYPES)}
 MMPROJ = "mmproj.gguf"
+MATRICES = {"embedding": "token_embd.weight", "head": "output.weight"}
 
 
 def write(
@@ -45,25 +51,29 @@ def write(
 
     Args:
         checkpoint: the model, its weights as they are stored.
-        precision: one of PRECISIONS; the vision tower's matrices are float16 in all of them.
+        precision: a preset, and exceptions for embedding and head (export.precision); the vision tower's matrices are
+            float16 in all of them.
         context_length: longest sequence in tokens.
         inputs: not used: llama.cpp rounds itself.
     Raises:
         UserError: the decoder or the tokenizer is of a kind llama.cpp's architecture "llama" does not have.
     """
-    decoder = folder / DECODER
+    chosen = resolve(precision, PRESETS, STORAGES)
+    preset, decoder = chosen["decoder"], folder / DECODER
+    embedding, head = (None if chosen[part] == CHOSEN else chosen[part] for part in ("embedding", "head"))
     if precision == "f16":
         write_decoder(checkpoint, decoder, context_length)
     else:
         source = folder / "decoder-f16.gguf"
         write_decoder(checkpoint, source, context_length)
-        quantize(source, decoder, precision, importance_matrix(checkpoint) if precision in WEIGHTED else None)
+        importance = importance_matrix(checkpoint) if preset in WEIGHTED else None
+        quantize(source, decoder, preset, importance, embedding, head)
         source.unlink()
     encoder: Any = in_float32(VisionEncoder(checkpoint.model))
     write_vision(checkpoint, encoder, folder / VISION)
     types = storage(decoder)
-    notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, precision)]
-    if precision in WEIGHTED:
+    notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, preset, embedding)]
+    if preset in WEIGHTED:
         notes.append(f"Rounded with an importance matrix of {SCENES} pictures with questions and answers (scenes).")
     settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
     different = tokenization_differences(decoder, checkpoint.facts.tokenizer)
@@ -71,9 +81,9 @@ def write(
     if different:
         notes.append(f"llama.cpp's own tokenizer splits {len(different)} of {len(PROBES)} texts unlike tokenizer.json.")
     _add_mmproj(checkpoint, encoder, folder, settings, notes)
-    table = types["token_embd.weight"].lower()
+    stored = {name: types[tensor].lower() for name, tensor in MATRICES.items() if tensor in types}
     return Written(
-        precisions=Precision(vision="f16", projector="f16", embedding=table, decoder=precision),
+        precisions=Precision(vision="f16", projector="f16", decoder=preset, **stored),
         settings=settings,
         notes=notes,
     )
@@ -84,13 +94,14 @@ def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[st
     return {**read_decoder(checkpoint, folder / DECODER), **read_vision(checkpoint, folder / VISION)}
 
 
-def _fallbacks(types: dict[str, str], precision: str) -> list[str]:
+def _fallbacks(types: dict[str, str], precision: str, embedding: str | None) -> list[str]:
     """Name the matrices whose rows do not divide into blocks, so that llama.cpp gave them another type."""
+    asked = {"output.weight", *(["token_embd.weight"] if embedding else [])}
     block = precision.upper().removesuffix("_M")
     if block not in set(types.values()):
         return [f"No matrix has type {block}: no row divides into its blocks. llama.cpp chose {count_types(types)}."]
     usual = {block, "F32", "Q6_K"} if precision.endswith("_m") else {block, "F32"}  # _m: some in 6 bits by design
-    other = sorted(name for name, kind in types.items() if kind not in usual and name != "output.weight")
+    other = sorted(name for name, kind in types.items() if kind not in usual and name not in asked)
     return [f"llama.cpp stored these in another type than {block}: {', '.join(other)}."] if other else []
 
 
