@@ -1,12 +1,15 @@
 """The report's pages of devices: several labs, heat over time, and no figure of an emulated processor."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from device_bench.devices._method import sustained
+from device_bench.evaluate import load_answers, save_answers
 from device_bench.metrics import NAMES
 from device_bench.report import build, write
 from device_bench.report.devices import comparison, device_pages
@@ -76,6 +79,22 @@ def test_two_labs_stand_side_by_side_each_with_its_facts(phone: Path, tmp_path: 
     assert page.count('class="device"') == 2 and "Acme Phone 9" in page
 
 
+def test_a_devices_answers_stand_beside_the_hosts(phone: Path, tmp_path: Path) -> None:
+    lab = make_run(tmp_path / "one", scenes=3, artifacts=SOME)
+    path = phone / "local" / "gguf-q4_0.answers.jsonl"
+    first = load_answers(path)[0]
+    save_answers([replace(first, answer="something else", correct=0.0), *load_answers(path)[1:]], path)
+    report = build([lab, phone])
+    compared = {(a["name"], b["device"]["kind"]): b["host"] for a in report["artifacts"] for b in a["benches"]}
+    assert compared["onnx-fp32", "phone"]["answers"]["changed"] == 0 and compared["onnx-fp32", "host"] is None
+    (change,) = compared["gguf-q4_0", "phone"]["answers"]["shown"]
+    assert change["before"]["answer"] == first.answer and change["after"]["answer"] == "something else"
+    pages = device_pages(report, raw_samples(report, [lab, phone]))
+    assert not pages[0].flipped and [name for name, _ in pages[1].flipped] == ["GGUF q4_0"]
+    page = (write([lab, phone], tmp_path / "out") / "index.html").read_text()
+    assert re.search(r"1 of \d+ answers are not the host's", page)
+
+
 def test_folders_of_one_name_are_told_apart_by_the_folder_above(phone: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "one", scenes=3, artifacts=SOME) / "results"
     labs = [other, phone.rename(tmp_path / "results")]
@@ -105,6 +124,6 @@ def test_an_emulated_device_has_answers_and_no_figures(phone: Path, tmp_path: Pa
         assert bench["accuracy"] and [bench[name] for name in (*NAMES, "energy_j", "samples")] == [None] * 8
         assert all(bench["reasons"][name].startswith("an emulated processor") for name in NAMES)
     (page,) = device_pages(report, raw_samples(report, [phone]))
-    assert page.emulated and not page.columns and not page.charts
+    assert page.emulated and page.columns == [("Accuracy", "%")] and not page.charts
     assert comparison(report) is None
     assert "are left out" in (write(phone, tmp_path / "out") / "index.html").read_text()

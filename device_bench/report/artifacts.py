@@ -106,6 +106,7 @@ def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) 
         **{key: result.get(key) for key in MEASURED},
         **{key: (folder / result[key]).as_posix() if result.get(key) else None for key in ("samples", "answers")},
         **compared,
+        "manifest_sha256": result["artifact"].get("manifest_sha256"),
         "reasons": reasons,
     }
 

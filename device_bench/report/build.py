@@ -6,6 +6,7 @@ from typing import Any
 
 from device_bench.gate import GATE
 from device_bench.report.artifacts import artifact_records
+from device_bench.report.compare import beside_host
 from device_bench.report.models import distillation_worth, model_records
 from device_bench.report.selection import Selection, select
 from device_bench.report.sources import Tree, git_state, read_config, read_json, run_names
@@ -34,6 +35,7 @@ def build(runs: Path | Sequence[Path]) -> Tree:
     main = next((folder for folder in folders if (folder / "student").is_dir()), folders[0])
     selected = {folder: select(folder) for folder in folders}
     artifacts = [record for folder in folders for record in artifact_records(folder, named[folder], selected[folder])]
+    beside_host(artifacts, {name: folder for folder, name in named.items()})
     if not artifacts and not (main / "student").is_dir():
         raise UserError(f"{folders[0]}: neither artifacts nor results in it. Run pocketvlm export or bench first.")
     report: Tree = {

@@ -71,6 +71,37 @@ def changed_answers(before: Sequence[Sample], after: Sequence[Sample]) -> Tree |
     return {"compared": len(pairs), "changed": len(changes), **counts, "shown": _mixed(shown)[:MOST_SHOWN]}
 
 
+def beside_host(artifacts: Sequence[Tree], roots: dict[str, Path]) -> None:
+    """Put into every device's bench, as "host", what this machine answered with the same artifact.
+
+    Args:
+        artifacts: records of the report; those of other machines than hosts get {accuracy, answers: as
+            `changed_answers`, from the host's to the device's}, or None and the reason.
+        roots: folder of each run by its name in the report.
+    """
+
+    def samples(artifact: Tree, bench: Tree) -> list[Sample]:
+        return load_answers(roots[artifact["run"]] / bench["answers"])
+
+    benches = [(artifact, bench) for artifact in artifacts for bench in artifact["benches"]]
+    usable = [(artifact, bench) for artifact, bench in benches if bench["valid"] and bench["accuracy"]]
+    hosts = {bench["manifest_sha256"]: (artifact, bench) for artifact, bench in usable if _is_host(bench)}
+    for artifact, bench in benches:
+        host = hosts.get(bench["manifest_sha256"])
+        bench["host"] = None
+        if _is_host(bench):
+            bench["reasons"]["host"] = "this is the host"
+        elif host is None or not bench["valid"] or not bench["answers"]:
+            bench["reasons"]["host"] = "there are no answers of the device and of a host with this artifact"
+        else:
+            answers = changed_answers(samples(*host), samples(artifact, bench))
+            bench["host"] = {"accuracy": host[1]["accuracy"]["avg"], "answers": answers}
+
+
+def _is_host(bench: Tree) -> bool:
+    return bool(bench["device"].get("kind") == "host")
+
+
 def _key(sample: Sample) -> tuple[str, str]:
     return sample.family, sample.id
 

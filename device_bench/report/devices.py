@@ -22,7 +22,7 @@ STRIPS = {
 
 @dataclass(frozen=True)
 class DevicePage:
-    """One device: its facts, a row per artifact, and its charts; without figures where it is emulated."""
+    """One device: its facts, a row per artifact, its charts, and the answers that are not the host's."""
 
     anchor: str
     title: str
@@ -31,6 +31,7 @@ class DevicePage:
     columns: list[tuple[str, str]]
     rows: list[tuple[Tree, str, list[str]]]  # artifact, name, a cell per column
     charts: list[Tree]
+    flipped: list[tuple[str, Tree]]  # artifact and what `changed_answers` found between the host and this device
 
 
 def device_pages(report: Tree, samples: Samples) -> list[DevicePage]:
@@ -46,11 +47,14 @@ def device_pages(report: Tree, samples: Samples) -> list[DevicePage]:
         device = bench["device"]
         anchor, several = f"device-{index + 1}", len({each["run"] for each in report["artifacts"]}) > 1
         lab = [("Measured in", artifact["run"])] if several else []
-        emulated = device.get("kind") == "emulated"
-        columns, rows = ([], []) if emulated else _table(measured)
-        drawn = [] if emulated else _charts(anchor, measured, samples)
+        columns, rows = _table(measured)
+        compared = [
+            (wording.display_name(artifact), (bench["host"] or {}).get("answers")) for artifact, bench in measured
+        ]
+        flipped = [(name, answers) for name, answers in compared if answers and answers["changed"]]
         facts = [*lab, *_facts(device), *_circumstances(bench.get("state") or {})]
-        pages.append(DevicePage(anchor, _title(device), emulated, facts, columns, rows, drawn))
+        emulated, drawn = device.get("kind") == "emulated", _charts(anchor, measured, samples)
+        pages.append(DevicePage(anchor, _title(device), emulated, facts, columns, rows, drawn, flipped))
     return pages
 
 
@@ -145,6 +149,15 @@ def _hottest(bench: Tree) -> str | None:
     return None if degrees is None else f"{degrees:.1f}"
 
 
+def _score(accuracy: Tree | None) -> str | None:
+    return wording.percent(accuracy["score"]) if accuracy else None
+
+
+def _others(bench: Tree) -> str | None:
+    answers = (bench["host"] or {}).get("answers")
+    return f"{answers['changed']} of {answers['compared']}" if answers else None
+
+
 COLUMNS: dict[tuple[str, str], Callable[[Tree], str | None]] = {
     ("First token", "ms"): _median("ttft_ms"),
     ("Decode", "tokens/s"): _median("decode_tok_s"),
@@ -152,6 +165,9 @@ COLUMNS: dict[tuple[str, str], Callable[[Tree], str | None]] = {
     ("Sustained", "tokens/s, first and last minute"): _slope,
     ("Throttled", "after"): _throttled,
     ("Hottest", "°C"): _hottest,
+    ("Accuracy", "%"): lambda bench: _score((bench["accuracy"] or {}).get("avg")),
+    ("The host's", "%"): lambda bench: _score((bench["host"] or {}).get("accuracy")),
+    ("Other answers", "than the host's"): _others,
 }
 
 
