@@ -212,9 +212,9 @@ def _forecast(config: RunConfig, run_dir: Path) -> list[Finding]:
     from pocketvlm import forecast
 
     try:
-        time = forecast.needed_time(config, run_dir)
+        last = Finding("forecast", "time", "note", forecast.needed_time(config, run_dir))
     except UserError as error:
-        return [Finding("forecast", "input files", "missing", "a file of the configuration is not there", str(error))]
+        last = Finding("forecast", "input files", "missing", "a file of the configuration is not there", str(error))
     memory = _enough(
         "memory",
         forecast.needed_memory(config),
@@ -223,7 +223,7 @@ def _forecast(config: RunConfig, run_dir: Path) -> list[Finding]:
     )
     free = free_disk(run_dir)
     disk = _enough("disk", forecast.needed_disk(config), free, "Free some space, or choose another --out.")
-    return [memory, disk, Finding("forecast", "time", "note", time)]
+    return [memory, disk, last]
 
 
 def _enough(name: str, needed: int | None, there: int | None, advice: str) -> Finding:

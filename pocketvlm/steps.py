@@ -69,8 +69,8 @@ def named_paths(config: DistillConfig) -> dict[str, str | None]:
     paths = {"distill.teacher": config.teacher, "distill.vision": config.vision}
     if isinstance(config.student, str):
         paths["distill.student"] = config.student
+    refuse({stage.name: missing(stage.data) for stage in config.stages})
     for number, stage in enumerate(config.stages):
-        refuse(stage.name, missing(stage.data))
         for part in stage.data.all_parts():
             place = f"distill.stages.{number}.data.{part.name}"
             paths[f"{place}.records"] = part.records

@@ -15,6 +15,7 @@ from distill.analysis import adjacent_similarity, attention_map, cross_similarit
 from pocketvlm.analysis.page import heat
 from pocketvlm.analysis.run import about_images, about_scenes, analyze
 from tests.tiny import random_model
+from tests.upstream import save_clip, save_upstream
 from vlm.errors import UserError
 
 IMAGE = 299
@@ -113,6 +114,14 @@ def test_analysis_of_a_folder_of_pictures(random_checkpoint: Path, tmp_path: Pat
     text = (tmp_path / "out" / "index.html").read_text()
     assert "Is &lt;it&gt; red?" in text and text.count('class="heat" href="data:image/png') == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)  # one file that needs no other
+
+
+@pytest.mark.parametrize(("kind", "side"), [("ldpnet", 12), ("ldpnetv2", 12), ("mlp2x_gelu", 24)])
+def test_a_checkpoint_in_upstreams_layout_is_analysed(kind: str, side: int, tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    save_upstream(tmp_path / "up", kind, tmp_path / "clip", max_position_embeddings=1024)
+    result = analyze(tmp_path / "up", about_scenes(1), -1, 1, tmp_path / "out", lambda *_: None)
+    assert np.array(result["prompts"][0]["attention"]).shape == (side, side)
 
 
 def test_the_picture_is_shown_as_the_model_sees_it(random_checkpoint: Path) -> None:

@@ -58,3 +58,11 @@ def test_make_install_is_advised_where_it_brings_the_package() -> None:
 
 def test_every_engine_has_its_extra() -> None:
     assert set(doctor.ENGINES) <= set(EXTRAS)
+
+
+def test_the_data_that_is_missing_of_any_stage_is_named_beside_the_forecasts() -> None:
+    findings = {finding.name: finding for finding in doctor.examine(ROOT / "configs" / "mobilevlm_v2_1.7b.yaml")}
+    advice = findings["input files"].advice
+    assert findings["input files"].state == "missing" and {"memory", "disk"} <= set(findings)
+    assert "stage pretrain: the data is not complete:\n  ShareGPT4V-PT: data/pretrain_data/share-captioner" in advice
+    assert "stage finetune: the data is not complete:\n  COCO: data/finetune_data/coco.json: no such" in advice

@@ -120,15 +120,19 @@ def missing(data: Data) -> list[str]:
     return found
 
 
-def refuse(stage: str, problems: list[str]) -> None:
-    """Stop before a stage whose data have problems.
+def refuse(problems: dict[str, list[str]]) -> None:
+    """Stop before stages whose data have problems.
 
+    Args:
+        problems: of each stage, by its name.
     Raises:
         UserError: lists them all.
     """
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"stage {stage}: the data is not complete:{lines}\n"
-            "Put it there (docs/data.md says where it comes from), or correct the paths and counts of the stage's data."
-        )
+    found = {stage: listed for stage, listed in problems.items() if listed}
+    if found:
+        said = [
+            f"stage {stage}: the data is not complete:" + "".join(f"\n  {problem}" for problem in listed)
+            for stage, listed in found.items()
+        ]
+        advice = "Put it there (docs/data.md says where it comes from), or correct the paths and counts of the data."
+        raise UserError("\n".join([*said, advice]))

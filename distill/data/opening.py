@@ -30,14 +30,14 @@ def open_data(data: Data, encoder: Encoder, stage: str, progress: Progress | Non
     if data.kind != "llava":
         make = scene_captions if data.kind == "scene_captions" else scene_conversations
         return make(data.start, data.count)
-    refuse(stage, missing(data))
+    refuse({stage: missing(data)})
     cache = Path(data.cache) if data.cache else cache_folder() / "records"
     template, tell = data.template or "v1", progress or (lambda what, share: None)
     parts = data.all_parts()
     files = [
         MeasuredFile(part.name, Path(part.records), Path(part.images), encoder, template, cache, tell) for part in parts
     ]
-    refuse(stage, [problem for part, file in zip(parts, files, strict=True) for problem in _wrong(part, file)])
+    refuse({stage: [problem for part, file in zip(parts, files, strict=True) for problem in _wrong(part, file)]})
     limit = min(data.max_length or encoder.max_length, encoder.max_length)
     records = Conversations(files, limit)
     if not len(records):

@@ -15,13 +15,14 @@ def ready(model: Path, quiet: bool) -> None:
     Raises:
         UserError: there is no such checkpoint, or it cannot be converted; a library is not installed.
     """
+    from pocketvlm.console import quietly
     from pocketvlm.progress import Progress
     from vlm.errors import UserError, install_hint
     from vlm.models.prepared import is_prepared, prepared
 
     if is_prepared(model):
         return
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress, quietly():
         progress.single(f"convert {model}, once", 60.0)
         try:
             prepared(model, progress.update)
