@@ -138,6 +138,11 @@ def test_eval_scores_answers_that_exist(call: Cli, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["accuracy"]["avg"]["score"] == 100.0
 
 
+def test_bench_names_an_unknown_device_before_it_measures_on_another(call: Cli, tmp_path: Path) -> None:
+    code, _, err = call("bench", tmp_path, "--device", "local", "--device", "locl", "--out", tmp_path / "out")
+    assert code == 2 and err.startswith("error: unknown device 'locl'. Did you mean 'local'?")
+
+
 @pytest.mark.parametrize(
     ("tasks", "said"), [("popee", "unknown task 'popee'. Did you mean 'pope'?"), ("", "--tasks: no benchmark is named")]
 )

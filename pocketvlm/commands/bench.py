@@ -37,7 +37,7 @@ def bench(
     options = given(tasks=names(tasks), limit=limit, scenes=scenes, iterations=iterations, threads=threads)
     options |= given(timeout_s=timeout) | ({"data": str(data), "max_new_tokens": LONG_ANSWER} if data else {})
     devices = device or ["local"]
-    config = BenchConfig.parse({"device": devices[0], **options}, "pocketvlm bench")
+    config, *_ = [BenchConfig.parse({"device": spec, **options}, "pocketvlm bench") for spec in devices]
     for artifact in artifacts:
         ready(artifact, as_json)
     with Progress(quiet=as_json) as progress:
