@@ -20,6 +20,7 @@ from distill.run import run
 from distill.training import worker
 from distill.training.launch import command
 from distill.training.zero import prepare_deepspeed
+from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 from vlm.errors import UserError
 
@@ -35,9 +36,10 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
 
 def _config(teacher: Path, **changes: object) -> DistillConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    data = teacher.parent
     stage = {
         "name": "train",
-        "data": {"kind": "scene_captions", "count": 16},
+        "data": {"kind": "llava", "records": str(data / "records.jsonl"), "images": str(data), "cache": str(data)},
         "steps": STEPS,
         "batch_size": 4,
         "learning_rate": 1e-3,
@@ -51,7 +53,8 @@ def _config(teacher: Path, **changes: object) -> DistillConfig:
         "logits": {"distance": "forward_kl"},
         "precision": "fp32",
         "log_steps": 1,
-        "probe_steps": 10,
+        "probe_steps": 2,
+        "stop_dead_terms": False,
         "checkpoint_steps": 8,
         **changes,
     }
@@ -60,8 +63,10 @@ def _config(teacher: Path, **changes: object) -> DistillConfig:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random teacher."""
-    return save_random_checkpoint(tmp_path_factory.mktemp("teacher") / "checkpoint")
+    """A random teacher; beside it records, half of them text alone, so that some batches have no image."""
+    folder = tmp_path_factory.mktemp("teacher")
+    write(folder, [record(number, "red " * (number % 3 + 1), images=number % 2) for number in range(16)])
+    return save_random_checkpoint(folder / "checkpoint")
 
 
 @pytest.fixture(scope="module")

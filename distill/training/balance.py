@@ -33,6 +33,15 @@ def gradient_norms(
     return {name: _norm(again()[name] if again else value, parameters) for name, value in terms.items()}
 
 
+def connected(outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The terms, each with a path to all that the loss depends on.
+
+    With ZeRO-3 the processes gather weights together while they differentiate: they must go through the same modules,
+    also those whose batch has no image, where a term depends on less.
+    """
+    return {name: value + 0.0 * outputs["loss"] for name, value in outputs["terms"].items()}
+
+
 def _norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
     gradients: list[Tensor | None] = [None] * len(parameters)
     if value.requires_grad:

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from distill.config import DistillConfig, Stage
 from distill.data.batches import sampler_for
 from distill.model import AlignKD
-from distill.training.balance import probe, stop_if_dead
+from distill.training.balance import connected, probe, stop_if_dead
 from distill.training.history import rows_of
 from distill.training.processes import Processes
 from distill.training.shares import shares
@@ -85,7 +85,7 @@ class DistillTrainer(Trainer):
             self.probed = step
             # DeepSpeed reduces gradients whenever what its engine returned is differentiated, and with ZeRO-3 a graph
             # can be gone through once: there each term gets a forward pass of its own, beside the engine.
-            again = (lambda: self.module(**inputs)["terms"]) if self.config.zero else None
+            again = (lambda: connected(self.module(**inputs))) if self.config.zero else None
             row = probe(self.module, outputs, step == 0, again)
             self.log({**row, "probe_rate": self._get_learning_rate()})
             if self.config.stop_dead_terms:
