@@ -1,6 +1,7 @@
 """Enters an arm64 root on another processor: `python arm64.py ROOT QEMU [--sys FOLDER | --join PID] COMMAND...`.
 
---join enters the namespaces of a process that is inside already, so that all are one device's processes.
+--sys puts the folders in FOLDER in the place of those in the device's /sys/class. --join enters the namespaces of a
+process that is inside already, so that all are one device's processes.
 
 The emulator is registered in a binfmt_misc instance of a private user and mount namespace (Linux 6.7 or later), so that
 nothing outside changes and it works with and without root.
@@ -40,9 +41,10 @@ def enter(root: str, emulator: str, system: str | None, command: list[str]) -> N
     mount("none", register, "binfmt_misc")
     with open(f"{register}/register", "w") as file:
         file.write(f":aarch64:M::{MAGIC}:{MASK}:{emulator}:F")
-    mount(system or "/sys", f"{root}/sys", None, BIND | RECURSIVE)
-    for name in ("proc", "dev"):
+    for name in ("sys", "proc", "dev"):
         mount(f"/{name}", f"{root}/{name}", None, BIND | RECURSIVE)
+    for name in os.listdir(system) if system else ():
+        mount(f"{system}/{name}", f"{root}/sys/class/{name}", None, BIND)
     os.chroot(root)
     os.chdir("/")
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})

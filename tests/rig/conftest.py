@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from device_bench.devices import open_device
+from device_bench.devices._remote import RemoteDevice
 from tests.rig.rig import Rig, missing
 
 ENGINES = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "llamacpp": "gguf:f16"}
@@ -42,6 +44,14 @@ def spec(rig: Rig, request: pytest.FixtureRequest) -> str:
 
 
 over_both = pytest.mark.parametrize("spec", ["adb", "ssh"], indirect=True)
+
+
+def remote(spec: str) -> RemoteDevice:
+    """A device that answers."""
+    device = open_device(spec)
+    assert isinstance(device, RemoteDevice)
+    device.identify()
+    return device
 
 
 @pytest.fixture(scope="session")

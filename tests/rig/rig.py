@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.rig import machine
 from tests.rig.fetch import DONE, PARTS, folder
+from tests.rig.heat import Heat
 from tests.rig.programs import TRIPLET, host_environment, write_programs
 
 HERE = Path(__file__).parent
@@ -74,13 +75,13 @@ class Rig:
 
     Args:
         work: an empty folder for keys, logs and wrappers.
-        system: a folder that the device sees as /sys, or None for this machine's.
     """
 
-    def __init__(self, work: Path, system: Path | None = None) -> None:
-        self.root, self.work, self.system = folder(), work, system
+    def __init__(self, work: Path) -> None:
+        self.root, self.work = folder(), work
         self.device = self.root / "device"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.heat = Heat(work / "class", lambda: list(self._emulated()))
         self._turn = (self.root / "turn").open("w")
         fcntl.flock(self._turn, fcntl.LOCK_EX)  # two rigs would have one device's files
         self.bin = work / "bin"
@@ -254,8 +255,7 @@ class Rig:
         emulator = self.root / "emulator" / "usr" / "bin" / "qemu-aarch64"
         enter = [sys.executable, str(HERE / "arm64.py"), str(self.device), str(emulator)]
         if "init" not in self._running:
-            system = ["--sys", str(self.system)] if self.system else []
-            words = [*enter, *system, "/usr/bin/sleep", "infinity"]
+            words = [*enter, "--sys", str(self.heat.folder), "/usr/bin/sleep", "infinity"]
             self._running["init"] = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
             until(self._first_process, 30, "the device's first process")
         return [*enter, "--join", str(self._first_process()), *command]

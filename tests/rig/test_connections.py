@@ -9,18 +9,10 @@ from pathlib import Path
 import pytest
 
 from device_bench.devices import open_device
-from device_bench.devices._remote import RemoteDevice
 from device_bench.sensors.base import Absent
-from tests.rig.conftest import over_both
+from tests.rig.conftest import over_both, remote
 from tests.rig.rig import HERE, LOOPBACK, Rig, free_port, listening, until
 from vlm.errors import UserError
-
-
-def remote(spec: str) -> RemoteDevice:
-    device = open_device(spec)
-    assert isinstance(device, RemoteDevice)
-    device.identify()
-    return device
 
 
 def test_every_server_listens_on_loopback_alone(rig: Rig) -> None:
