@@ -26,6 +26,7 @@ PARTS = (
          "procps", "libonnxruntime-dev"),
     ),
     ("machine", "trixie", "amd64", ("qemu-system-arm",)),
+    ("android", "bookworm", "amd64", ("aapt", "android-framework-res")),
     ("kernel", "trixie", "arm64", ("linux-image-cloud-arm64", "busybox-static")),
 )  # fmt: skip
 DONE = "complete"
@@ -59,8 +60,8 @@ def fetch(root: Path) -> None:
             continue
         shutil.rmtree(root / name, ignore_errors=True)
         for archive in _download(root / "packages" / name, suite, architecture, packages):
-            if name == "host" and archive.name.startswith("libc6_"):
-                continue  # its programs run with this machine's C library, which is as new or newer
+            if suite == "bookworm" and archive.name.startswith("libc6_"):
+                continue  # those programs run with this machine's C library, which is as new or newer
             subprocess.run(["dpkg-deb", "-x", str(archive), str(root / name)], check=True)
         shutil.rmtree(root / "packages" / name)
         (root / name / DONE).touch()

@@ -35,7 +35,7 @@ GETPROP = {
 def missing() -> str | None:
     """Why the rig is not used now, or None."""
     if not os.environ.get(ASKED):
-        return "emulated devices take minutes and 1.4 GB: make test-rig"
+        return "emulated devices take minutes and 1.5 GB: make test-rig"
     root = folder()
     return None if all((root / part / DONE).is_file() for part, *_ in PARTS) else f"no rig in {root}: make test-rig"
 

@@ -12,12 +12,13 @@ import pytest
 from device_bench.config import BenchConfig
 from device_bench.devices import open_device
 from device_bench.devices.base import Progress
-from device_bench.evaluate import evaluate, scenes_questions
+from device_bench.evaluate import evaluate
 from device_bench.gate import gate
 from device_bench.judge import Allowances
 from device_bench.metrics import NAMES
 from device_bench.report import write
 from device_bench.run import bench_one, silent
+from device_bench.tasks.scenes import questions
 from tests.rig.conftest import ENGINES, over_both
 from tests.rig.rig import LOOPBACK, Rig, listening
 from vlm.errors import CheckFailed
@@ -50,7 +51,7 @@ def bench(
 
 def host_answers(artifact: Path) -> list[str]:
     runtime = open_runtime(artifact, 1)
-    return [sample.answer for sample in evaluate(runtime, scenes_questions(1), MAX_NEW_TOKENS)]
+    return [sample.answer for sample in evaluate(runtime, questions(1), MAX_NEW_TOKENS)]
 
 
 @over_both
