@@ -91,11 +91,6 @@ def publish(accuracy: Accuracy, editions: dict[str, dict[str, Any]]) -> Accuracy
     return accuracy
 
 
-def scenes_questions(count: int) -> list[BenchQuestion]:
-    """Everything that the built-in benchmark asks about its first `count` test scenes."""
-    return questions(["scenes"], count)
-
-
 def asking(name: str) -> ModuleType:
     """The module of a benchmark that asks questions.
 

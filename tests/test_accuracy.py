@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from device_bench.evaluate import grade, save_answers, scenes_questions
+from device_bench.evaluate import grade, save_answers
+from device_bench.tasks.scenes import questions
 from pocketvlm import accuracy
 
-QUESTIONS = scenes_questions(40)
+QUESTIONS = questions(40)
 
 
 def answers(path: Path, wrong_every: int) -> Path:

@@ -128,12 +128,13 @@ def test_export_of_an_unknown_format_lists_the_known_ones(call: Cli, random_chec
 
 
 def test_eval_scores_answers_that_exist(call: Cli, tmp_path: Path) -> None:
-    from device_bench.evaluate import grade, save_answers, scenes_questions
+    from device_bench.evaluate import grade, save_answers
+    from device_bench.tasks.scenes import questions
 
     answers = tmp_path / "answers.jsonl"
-    questions = scenes_questions(3)
-    truths = [question.truth if isinstance(question.truth, str) else question.truth[0] for question in questions]
-    save_answers([grade(question, truth) for question, truth in zip(questions, truths, strict=True)], answers)
+    asked = questions(3)
+    truths = [question.truth if isinstance(question.truth, str) else question.truth[0] for question in asked]
+    save_answers([grade(question, truth) for question, truth in zip(asked, truths, strict=True)], answers)
     code, out, _ = call("eval", "--predictions", answers, "--json")
     assert code == 0 and json.loads(out)["accuracy"]["avg"]["score"] == 100.0
 

@@ -17,7 +17,7 @@ from device_bench.devices import _link, _process, _remote, ssh
 from device_bench.devices._bundle import Bundle
 from device_bench.devices._requests import job_text
 from device_bench.devices._sensors import Sensors
-from device_bench.evaluate import scenes_questions
+from device_bench.tasks.scenes import questions
 from device_bench.telemetry import Identity
 from tests.manifests import write_manifest
 from tests.shell_link import ShellLink
@@ -190,7 +190,7 @@ def test_a_sustained_run_is_kept_beside_the_temperatures(board: Board, artifact:
 def test_answers_are_asked_again_only_from_where_the_device_restarted(
     board: Board, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = len(scenes_questions(1))
+    count = len(questions(1))
     asked: list[int] = []
     write = _remote.job_text
 
@@ -240,7 +240,7 @@ def test_a_benchmark_of_many_pictures_is_asked_in_blocks_with_the_same_answers(
     runs: list[int] = []
     monkeypatch.setattr(_remote, "job_text", lambda settings, ask: runs.append(len(ask)) or job_text(settings, ask))
     in_blocks = answers(bench(artifact, tasks=["scenes"], scenes=3), artifact)
-    assert sum(runs[-3:]) == len(scenes_questions(3)) == len(whole) and min(runs[-3:]) > 1
+    assert sum(runs[-3:]) == len(questions(3)) == len(whole) and min(runs[-3:]) > 1
     assert [json.loads(line)["answer"] for line in in_blocks] == [json.loads(line)["answer"] for line in whole]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_bench.evaluate import grade, scenes_questions, score
+from device_bench.evaluate import grade, score
 from device_bench.power import needed_from, questions_needed, smallest_drop
 from device_bench.resampling import interval, resampled_weights, wilson
 from device_bench.stats import (
@@ -21,9 +21,10 @@ from device_bench.stats import (
     t_quantile,
 )
 from device_bench.tasks.base import BenchQuestion, Sample
+from device_bench.tasks.scenes import questions
 from vlm.errors import UserError
 
-QUESTIONS = scenes_questions(40)
+QUESTIONS = questions(40)
 
 
 def answers(share: float, seed: int, questions: list[BenchQuestion] = QUESTIONS) -> list[Sample]:

@@ -1,7 +1,6 @@
 """transformers' Trainer with learning rates per part, probes of the terms, and means that do not depend on how a batch
 is divided over processes and accumulation."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from distill.training.history import rows_of
 from distill.training.processes import Processes
 from distill.training.shares import shares
 from distill.training.zero import deepspeed_settings
+from vlm.children import say
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
@@ -109,8 +109,7 @@ class ProgressLines(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report steps done over all stages."""
         if state.is_world_process_zero and (state.global_step % 10 == 0 or state.global_step == state.max_steps):
-            line = {"stage": self.stage, "step": self.done + state.global_step, "steps": self.total}
-            print(json.dumps(line), flush=True)
+            say(stage=self.stage, step=self.done + state.global_step, steps=self.total)
 
 
 class Clock(TrainerCallback):

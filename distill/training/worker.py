@@ -26,7 +26,7 @@ from distill.training.lora import merge_lora
 from distill.training.processes import Processes, joined
 from distill.training.stages import Plan, rebuilt, stage_steps, train_stage
 from distill.training.trainer import Clock
-from vlm.children import end_with_parent
+from vlm.children import end_with_parent, say
 from vlm.data.collator import Encoder
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder, write_atomic
@@ -106,7 +106,7 @@ def _data(
 
 def _say(what: str, share: float) -> None:
     """Tell the process that watches how far the preparation of the data is."""
-    print(json.dumps({"stage": what, "step": round(100 * share), "steps": 100, "prepared": True}), flush=True)
+    say(stage=what, step=round(100 * share), steps=100, prepared=True)
 
 
 def main() -> int:
