@@ -50,7 +50,7 @@ def test_a_real_loss_fails_and_is_named(tmp_path: Path, precision: str, wrong_ev
 
 
 def test_a_loss_that_chance_explains_passes(tmp_path: Path) -> None:
-    found = verdict(tmp_path, "fp32", 60)
+    found = verdict(tmp_path, "fp32", 100)
     assert found["points"] < found["bar"] < found["ci95"][1]
     assert found["passed"] is True and found["problems"] == []
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,7 +96,9 @@ def measure(tool: Tool, model: Path, work: Path, truth: torch.Tensor, threads: i
     return Row(**row, **json.loads(text.splitlines()[-1]), kl=kl)
 
 
-def tools(onnx: Path | None, executorch: Path | None, genai: Path | None, llama_cpp: Path | None) -> list[Tool]:
+def tools(
+    onnx: Path | None, executorch: Path | None, genai: Path | None, llama_cpp: Path | None, ours: Sequence[str]
+) -> list[Tool]:
     """The tools that were given, ours last."""
     here, path = sys.executable, {"PYTHONPATH": str(ROOT)}
     found = []
@@ -108,7 +111,7 @@ def tools(onnx: Path | None, executorch: Path | None, genai: Path | None, llama_
     if llama_cpp:
         settings = {"LLAMA_CPP": str(llama_cpp), "PYTHONPATH": str(llama_cpp / "gguf-py")}
         found.append(Tool("llama.cpp Q4_0", "llamacpp.py", here, settings))
-    return [*found, *(Tool(f"pocketvlm {target}", "ours.py", here, path, target) for target in OURS)]
+    return [*found, *(Tool(f"pocketvlm {target}", "ours.py", here, path, target) for target in ours)]
 
 
 def main(
@@ -117,6 +120,7 @@ def main(
     optimum_executorch: Annotated[Path | None, typer.Option(help="Python of its environment.")] = None,
     genai: Annotated[Path | None, typer.Option(help="Folder with onnxruntime-genai.")] = None,
     llama_cpp: Annotated[Path | None, typer.Option(help="llama.cpp's source.")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="Ours; may be given several times.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     json_out: Annotated[Path | None, typer.Option(help="Write the rows as JSON, too.")] = None,
 ) -> None:
@@ -134,7 +138,7 @@ def main(
         with torch.inference_mode():
             truth = model(torch.tensor([tokens])).logits[0, PROMPT - 1 : -1].log_softmax(-1)  # [32, vocabulary]
         del model
-        for tool in tools(optimum_onnx, optimum_executorch, genai, llama_cpp):
+        for tool in tools(optimum_onnx, optimum_executorch, genai, llama_cpp, targets or OURS):
             rows.append(measure(tool, work / "model", work, truth, threads))
             print(asdict(rows[-1]), flush=True)
     show(rows)
