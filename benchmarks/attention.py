@@ -1,8 +1,8 @@
 """Times one training step of the built-in student's decoder with both attentions: `python -m benchmarks.attention`.
 
-Measured in one process, the two taking turns: transformers' "sdpa" (PyTorch's fused attention) and distill.attention's
-"dense", which training on CPUs uses. Shown with each: how many times the lower bound it takes, the step's matrix
-products at the speed of one large product on this machine.
+Measured in one process, the two taking turns: transformers' "sdpa" (PyTorch's fused attention) and "dense" of
+distill.dense_attention, which training on CPUs uses. Shown with each: how many times the lower bound it takes, the
+step's matrix products at the speed of one large product on this machine.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from distill.attention import DENSE, additive_mask
 from distill.config import DistillConfig, Student
+from distill.dense_attention import DENSE, additive_mask
 from pocketvlm.pipeline import RunConfig
 from vlm.data.collator import PADDING, segment_mask
 

@@ -120,7 +120,7 @@ def ours(models: Models, batch: Batch, labels: Tensor) -> Step:
 def bound(models: Models, batch: Batch, labels: Tensor) -> Step:
     """(c)"""
     module, teacher = _module(models, batch, None, {"vision": "built here"}), Teacher(models.teacher, keep=0)
-    wanted, rows = labels != IGNORE, CHUNK // VOCABULARY
+    wanted, rows = labels != IGNORE, CHUNK[models.student.device.type] // VOCABULARY
 
     def loss() -> Tensor:
         with torch.no_grad():

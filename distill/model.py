@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from distill.attention import DENSE, decoder_inputs
 from distill.config import DistillConfig
 from distill.data.rows import Key
+from distill.dense_attention import DENSE, decoder_inputs
 from distill.features import TowerFeatures
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses

@@ -242,7 +242,7 @@ def test_positions_follow_the_image_wherever_it_stands() -> None:
 
 @torch.no_grad()
 def test_dense_attention_equals_eager() -> None:
-    from distill.attention import DENSE, additive_mask
+    from distill.dense_attention import DENSE, additive_mask
 
     decoder = random_model(300, IMAGE, num_key_value_heads=2).model.language_model
     _, segments, visible = BATCHES["padded right"]()

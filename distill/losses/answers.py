@@ -20,7 +20,7 @@ from distill.precision import wide, wide_dtype
 from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
 
-CHUNK = 2**22  # logits computed at a time: 16 MB in float32
+CHUNK = {"cpu": 2**22, "cuda": 2**25}  # logits computed at a time: 16 and 128 MB in float32
 
 Head = Callable[[Tensor], Tensor]
 
@@ -48,7 +48,7 @@ def answer_losses(
     vocabulary: int,
     teacher: Hidden | TopK | None = None,
     divergence: Divergence | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     together: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of the labels, and the divergence from the teacher.
@@ -60,14 +60,14 @@ def answer_losses(
         vocabulary: width of the logits.
         teacher: the teacher's answers at the same positions; None: no divergence.
         divergence: how to compare; its mean is over all A, times temperature squared.
-        chunk: logits computed at a time; all at once, in one graph, if they fit.
+        chunk: logits computed at a time, None: CHUNK; all at once, in one graph, if they fit.
         together: call the head as often as the process that has the most tokens: with ZeRO-3 every call gathers its
             weights from all processes, and one that called it less often would leave the others waiting.
     Returns:
         Mean cross-entropy over the labels that count, and mean divergence or None.
     """
     counted = (labels != IGNORE).sum().clamp(min=1)
-    tokens, at_once = max(1, len(states)), max(1, chunk // vocabulary)
+    tokens, at_once = max(1, len(states)), max(1, (chunk or CHUNK[states.device.type]) // vocabulary)
     work = _Work(labels, teacher, divergence)
     parts = _parts(len(states), at_once, together, states.device)
     if len(parts) <= 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from distill.attention import DENSE, decoder_inputs
+from distill.dense_attention import DENSE, decoder_inputs
 from distill.kept import Kept
 from distill.merge import merge_vision, project
 from distill.probe import Positions, attention_block, layer_index, read_attention

@@ -6,12 +6,13 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from distill.config import DistillConfig, Stage
+from distill.losses.answers import CHUNK
 from distill.training.processes import Processes
 from vlm.errors import UserError
 from vlm.machine import available_memory
 
 GIB = 2**30
-LOGITS = 6 * 2**24  # bytes: a chunk of both models' logits with their gradients (distill/answers.py)
+LOGITS = 6 * 4  # bytes for each of a chunk of logits: both models', their distance, gradients
 TEACHER_BYTES = {None: 2.0, 8: 1.0, 4: 0.6}  # per weight; 4 bit with its scales
 
 
@@ -96,7 +97,9 @@ def activations(config: DistillConfig, stage: Stage, student: LlavaForConditiona
     layer = (8 * text.hidden_size + 2 * kv_width + 4 * text.intermediate_size) * size
     layers = text.num_hidden_layers
     kept = layer + layers * text.hidden_size * size if config.gradient_checkpointing else layers * layer
-    return tokens * kept + LOGITS
+    chunk = min(tokens * text.vocab_size, CHUNK["cuda" if torch.cuda.is_available() else "cpu"])
+    head = text.vocab_size * text.hidden_size * 4  # its gradient, summed in float32
+    return tokens * kept + chunk * LOGITS + head
 
 
 def memory(who: Processes) -> int:
