@@ -113,8 +113,8 @@ def overhead(artifact: Path, out: Path, pairs: int, seconds: float, threads: int
         without = measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"]
         with telemetry():
             ratios.append(measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"] / without)
-    slower = 100 * (1 - statistics.median(ratios))
-    print(f"telemetry: {alone['percent']:.2f} % of one processor; decoding {slower:+.1f} % slower (median of {pairs})")
+    change = 100 * (statistics.median(ratios) - 1)
+    print(f"telemetry: {alone['percent']:.2f} % of one processor; decode rate {change:+.1f} % (median of {pairs})")
     return alone["percent"] <= TELEMETRY
 
 
