@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +54,10 @@ def end_with_parent() -> None:
     """In a child: end when standard input does, that is when the process that started it is gone."""
 
     def wait() -> None:
-        sys.stdin.read()
+        # Not sys.stdin.read(): it would hold a lock for which every process forked from this one, such as a data
+        # worker, waits for ever when multiprocessing closes its standard input.
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
