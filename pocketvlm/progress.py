@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _LAST_PART = 0.98  # of a step's share that is shown before it ended, however long it takes
 _TICK_S = 0.5
+_LINE_S = 10.0  # between two lines about one step, where there is no terminal
 
 
 class Ended(Protocol):
@@ -41,7 +42,7 @@ class Progress:
         self._expected: dict[str, float] = {}
         self._done_s = 0.0
         self._current: tuple[str, float] | None = None  # title, begin
-        self._fraction = 0.0
+        self._fraction, self._said = 0.0, 0.0
         self._hidden: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -88,6 +89,8 @@ class Progress:
         self._fraction = max(self._fraction, fraction)
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=message)
+        elif time.monotonic() - self._said >= _LINE_S:
+            self._line(f"{message}; about {span(self.remaining_s())} to go")
 
     def end(self, outcome: Ended) -> None:
         """A step ended, or was not needed."""
@@ -137,6 +140,7 @@ class Progress:
     def _line(self, text: str) -> None:
         if self._quiet:
             return
+        self._said = time.monotonic()
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
         else:

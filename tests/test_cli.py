@@ -212,6 +212,24 @@ def test_doctor_forecasts_memory_disk_and_time(monkeypatch: pytest.MonkeyPatch) 
     assert set(forecasts) == {"memory", "disk", "time"}
 
 
+def test_without_a_terminal_a_long_step_says_now_and_then_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pocketvlm.progress.time.monotonic", lambda: now[0])
+    with Progress() as progress:
+        progress.single("export", 100.0)
+        progress.update(0.0, "writing")
+        for second in (4.0, 11.0, 15.0, 50.0):
+            now[0] = 100.0 + second
+            progress.update(second / 100, f"at {second:.0f}")
+    assert capfd.readouterr().err.splitlines() == [
+        "1 step, about 1 min 40 s",
+        "at 11; about 1 min 29 s to go",
+        "at 50; about 50 s to go",
+    ]
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         progress.start({"a": 60.0, "b": 30.0})
