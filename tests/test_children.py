@@ -37,6 +37,6 @@ def test_a_child_ends_when_its_standard_input_does() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
     )
-    assert process.stdout and process.stdin and process.stdout.readline() == "ready\n"
+    assert process.stdout and process.stdin and process.stdout.readline() == "{}\n"
     process.stdin.close()
     assert process.wait(timeout=30) == 1
