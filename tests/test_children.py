@@ -31,9 +31,8 @@ def test_a_child_forks_data_workers(tmp_path: Any) -> None:
 
 
 def test_a_child_ends_when_its_standard_input_does() -> None:
-    code = (
-        "import time; from vlm import children; children.end_with_parent(); print('ready', flush=True); time.sleep(60)"
-    )
+    code = "import threading; from vlm import children; children.end_with_parent(); children.say(); "
+    code += "threading.Event().wait(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
     )
