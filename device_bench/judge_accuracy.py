@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 from device_bench.credits import unpack
 from device_bench.evaluate import load_answers
@@ -92,8 +93,9 @@ def accuracy_checks(comparisons: Sequence[Compared], allowances: Allowances) -> 
 
     A regression is a drop of more than the allowance that is also beyond the noise: a one-sided test at `alpha`, the
     averages of a report corrected together and its benchmarks together (Holm), each at half of `alpha` where they are
-    not the same. Else an average cannot be judged that dropped by more than its allowance or of which a drop of
-    `must_see` points would be missed, and a benchmark of which both is true.
+    not the same. Else what lost no more than its allowance even at the lower bound of its interval is a pass. Else an
+    average cannot be judged that dropped by more than its allowance or of which a drop of `must_see` points would be
+    missed, and a benchmark of which both is true.
     """
     averages = {(each.where, "avg"): each.found["avg"]["p_drop"] for each in comparisons}
     tasks = {
@@ -113,7 +115,8 @@ def _check(each: Compared, name: str, item: Difference, p: float, alpha: float, 
     default = allowances.max_drop if name == "avg" else allowances.max_task_drop
     allowed, points, (low, high) = allowances.tasks.get(name, default), item["points"], item["ci95"]
     sees = smallest_drop(item["error"], alpha, allowances.power)
-    beyond, blind = points < -allowed, sees > allowances.must_see
+    lowest = points - NormalDist().inv_cdf(1 - alpha) * item["error"]
+    beyond, blind = points < -allowed, sees > allowances.must_see and lowest < -allowed
     state: State = "pass"
     why = f"{each.how}, 95 % {low:+.1f} to {high:+.1f}"
     if beyond and p < allowances.alpha:

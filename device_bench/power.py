@@ -53,6 +53,19 @@ def chance_to_see(drop: float, error: float, alpha: float, allowed: float) -> fl
     return 1 - NormalDist(drop, error).cdf(max(allowed, NormalDist().inv_cdf(1 - alpha) * error))
 
 
+def least_error(n: int, images: int) -> float:
+    """The standard error in points below which no measured one is believed.
+
+    As if one image more had changed sides: that none did of a few says little. The smallest drop seen of n equal
+    answers is then 3.3 in n, about the rule of three (Hanley and Lippman-Hand 1983).
+    """
+    return standard_error(1 / images, 0.0, n) if images else 100.0
+
+
 def needed_from(error: float, n: int, drop: float, alpha: float = ALPHA, power: float = POWER) -> int:
-    """Questions that it takes to see a drop, from a measured comparison of n: errors shrink with the root of n."""
-    return math.ceil(n * (smallest_drop(error, alpha, power) / drop) ** 2)
+    """Questions that it takes to see a drop, from a measured comparison of n: errors shrink with the root of n.
+
+    Never fewer than the least error of independent questions takes, which shrinks with n itself.
+    """
+    from_error = n * (smallest_drop(error, alpha, power) / drop) ** 2
+    return math.ceil(max(from_error, smallest_drop(n * least_error(n, n), alpha, power) / drop))

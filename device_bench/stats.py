@@ -5,20 +5,23 @@ Everywhere `a` is what was there before (baseline, undistilled) and `b` what is 
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import TypedDict, TypeVar
 
 import numpy as np
 
 from device_bench.evaluate import ImageSums
+from device_bench.power import least_error
 from device_bench.resampling import LEVEL, bootstrap_p, percentiles, resampled_weights
-from device_bench.tasks.base import Sample
+from device_bench.tasks.base import Sample, cluster
 from vlm.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
 # Families whose score is the mean of the answers' credits, so that sign flips of whole images are an exact test.
 EXACT = ("gqa", "scienceqa", "textvqa")
 MCNEMAR, CLUSTERED, BOOTSTRAP = "McNemar", "McNemar over images", "bootstrap over images"
+SAME = ("prompt", "truth", "options", "category", "group")  # of a question, in every layout of a benchmark
 CREDIT_STEPS = 10  # credits are whole multiples of 1 / CREDIT_STEPS
 
 
@@ -26,7 +29,8 @@ class Difference(TypedDict):
     """A paired difference in points of percent.
 
     `p` is two-sided, `p_drop` one-sided: how likely a drop as large as this one is where nothing got worse. `error` is
-    the standard error in points, `test` names what gave the p values, and `n` counts the answers that are scored.
+    the standard error in points, never below power.least_error; `test` names what gave the p values, and `n` counts the
+    answers that are scored.
     """
 
     points: float
@@ -67,10 +71,12 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
     weights = resampled_weights(first.strata)  # [R, I]
     resampled = _differences(first, second, weights)
     plain = _differences(first, second, np.ones((1, len(first.images))))
+    floors = _floors(first, a)
     result: dict[str, Difference] = {}
     for name, values in resampled.items():
-        points, error = float(plain[name][0]), float(np.std(values, ddof=1))
+        points, error = float(plain[name][0]), max(float(np.std(values, ddof=1)), floors[name])
         if name in EXACT:
+            _same_subset(name, first.sums[name], second.sums[name])
             changes = np.rint(CREDIT_STEPS * (second.sums[name][:, 0] - first.sums[name][:, 0])).astype(int)  # [I]
             not_worse, not_better = sign_flips(changes)
             p, p_drop = min(1.0, 2 * min(not_worse, not_better)), not_worse
@@ -91,6 +97,26 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Dif
     if len(first.families) == 1:
         result["avg"] = {**result[first.families[0]]}
     return result
+
+
+def _floors(table: ImageSums, samples: Sequence[Sample]) -> dict[str, float]:
+    """The least standard error of each family's difference, and of their mean."""
+    floors = {}
+    for family in table.families:
+        counted = table.sums[family][:, 1] if family in EXACT else table.sums[family].any(axis=1)  # [I]
+        groups = len({sample.group for sample in samples if sample.family == family})
+        answers = int(counted.sum()) if family in EXACT else groups
+        floors[family] = least_error(answers, int(np.count_nonzero(counted)))
+    return {"avg": math.hypot(*floors.values()) / len(floors), **floors}
+
+
+def _same_subset(family: str, a: np.ndarray, b: np.ndarray) -> None:
+    """Both runs must have the same answers in the score: ScienceQA's image subset lacks what was not answered."""
+    if others := int(np.abs(a[:, 1] - b[:, 1]).sum()):
+        raise UserError(
+            f"{family}: {others} questions count in one run's score only, because the other did not answer them. "
+            "Finish that run before comparing it."
+        )
 
 
 def sign_flips(changes: np.ndarray) -> tuple[float, float]:
@@ -133,10 +159,14 @@ def normal_p_drop(points: float, error: float) -> float:
 
 
 def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Bring two answer lists into the same order.
+    """Bring two answer lists into the same order, with the same pictures.
+
+    A picture is called otherwise in other layouts of one benchmark, and a result file may not name it at all. It is the
+    unit of resampling, so both lists take the names of the one that knows more questions to share a picture.
 
     Raises:
-        UserError: a question is in one list only, twice in a list, or differs in prompt or truth.
+        UserError: a question is in one list only, twice in a list, or differs in prompt, truth or what it is scored
+            with.
     """
     first, second = ({(s.family, s.id): s for s in samples} for samples in (a, b))
     if len(first) != len(a) or len(second) != len(b):
@@ -149,10 +179,12 @@ def pair(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[S
         )
     for key, sample in first.items():
         other = second[key]
-        if (sample.prompt, sample.truth, sample.options) != (other.prompt, other.truth, other.options):
+        if any(getattr(sample, name) != getattr(other, name) for name in SAME):
             raise UserError(f"question {' '.join(key)} differs between the runs: another version of the data.")
-    order = sorted(first)
-    return [first[key] for key in order], [second[key] for key in order]
+    pictures = min(first, second, key=lambda side: len({cluster(sample) for sample in side.values()}))
+    order = [(key, pictures[key].image) for key in sorted(first)]
+    before, after = ([replace(side[key], image=image) for key, image in order] for side in (first, second))
+    return before, after
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

@@ -281,7 +281,7 @@ def test_too_few_samples_to_see_a_large_drop_are_no_pass(tmp_path: Path) -> None
     right = [n % 3 > 0 for n in range(40)]
     wrong = [n % 3 > 0 if n > 4 else n % 2 > 0 for n in range(40)]
     old, new = report(tmp_path / "a", right), report(tmp_path / "b", wrong)
-    verdict = gate(new, old, Allowances(max_drop=30, max_task_drop=30))
+    verdict = gate(new, old, Allowances(max_drop=5, max_task_drop=5))
     assert verdict.exit_code == 2 and "only drops of" in verdict.reasons[0]
     assert gate(new, old, Allowances(max_drop=30, max_task_drop=30, must_see=60)).exit_code == 0
 

@@ -13,6 +13,7 @@ from device_bench.gate_output import markdown, page
 from device_bench.judge import Allowances
 from device_bench.judge_accuracy import Compared, accuracy_checks, flips
 from device_bench.stats import paired_difference
+from device_bench.tasks.base import BenchQuestion
 from vlm.errors import UserError
 
 
@@ -70,3 +71,24 @@ def test_a_drop_in_one_of_many_artifacts_is_corrected_for_looking_at_all() -> No
     strict = Allowances(max_drop=0.2)
     one, many = [worse], [worse, *(replace(same, where=str(n)) for n in range(500))]
     assert [accuracy_checks(entries, strict)[0].state for entries in (one, many)] == ["regression", "cannot judge"]
+
+
+def judged(before: list[bool], after: list[bool]) -> tuple[str, str]:
+    """State and reason of the average, of runs of one benchmark with the default allowances."""
+    asked = [BenchQuestion(str(n), str(n), "gqa", "k", "", str(n), "?", "yes") for n in range(len(before))]
+    runs = [[grade(q, "yes" if r else "no") for q, r in zip(asked, run, strict=True)] for run in (before, after)]
+    pair = Compared("x", dict(score(runs[0])), dict(score(runs[1])), paired_difference(*runs), "paired", [])
+    check = next(check for check in accuracy_checks([pair], Allowances()) if check.metric == "average")
+    return check.state, check.why
+
+
+def test_two_equal_answers_cannot_be_judged_and_many_can() -> None:
+    state, why = judged([True] * 2, [True] * 2)
+    assert state == "cannot judge" and "only drops of" in why
+    assert judged([True] * 300, [True] * 300)[0] == "pass"
+
+
+def test_a_clear_improvement_passes_however_few_the_answers() -> None:
+    before = [n % 2 == 0 for n in range(60)]
+    assert judged(before, [True] * 60)[0] == "pass", "half of the answers changed, all for the better"
+    assert judged([True] * 60, before)[0] == "regression"

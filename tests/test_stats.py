@@ -2,6 +2,8 @@
 
 import math
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_bench.evaluate import grade, score
-from device_bench.power import needed_from, questions_needed, smallest_drop
+from device_bench.power import least_error, needed_from, questions_needed, smallest_drop
 from device_bench.resampling import interval, resampled_weights, wilson
 from device_bench.stats import (
     holm,
@@ -20,6 +22,7 @@ from device_bench.stats import (
     t_interval,
     t_quantile,
 )
+from device_bench.tasks import scienceqa
 from device_bench.tasks.base import BenchQuestion, Sample
 from device_bench.tasks.scenes import questions
 from vlm.errors import UserError
@@ -188,3 +191,37 @@ def test_power_says_how_many_questions_a_drop_takes() -> None:
     error = paired_difference(plain(before), plain(after))["gqa"]["error"]
     assert error == pytest.approx(100 * math.sqrt(0.04 / 3000), rel=0.1)
     assert needed_from(error, 3000, smallest_drop(error)) == 3000
+
+
+def renamed(samples: list[Sample], name: Callable[[Sample], str]) -> list[Sample]:
+    return [replace(sample, image=name(sample)) for sample in samples]
+
+
+def test_runs_are_paired_by_sample_whatever_their_layouts_call_the_pictures() -> None:
+    """Paths sort as 0, 1, 10, ...; a table's references otherwise; a result file knows no pictures at all."""
+    before = [n % 3 != 0 for n in range(180)]
+    first, lost = plain(before, 6), plain([right and n % 10 != 1 for n, right in enumerate(before)], 6)
+    same = paired_difference(first, lost)
+    for name in (lambda s: f"table#{999 - int(s.image)}", lambda s: "", lambda s: f"row {s.id}"):
+        assert paired_difference(first, renamed(lost, name)) == same
+        other = paired_difference(renamed(first, name), lost)["gqa"]
+        assert {**other, "error": 0, "ci95": 0} == {**same["gqa"], "error": 0, "ci95": 0}
+        assert other["error"] == pytest.approx(same["gqa"]["error"], rel=0.1), "the images are drawn in another order"
+    assert same["gqa"]["p"] < 0.01
+
+
+def test_a_scienceqa_run_that_lacks_image_questions_is_not_compared_with_a_whole_one() -> None:
+    asked = [BenchQuestion(str(n), f"{n}", "scienceqa", "image", "", str(n), "?", "A") for n in range(9)]
+    whole = [grade(q, "A") for q in asked]
+    part = [*whole[:-1], grade(scienceqa.unanswered(asked[-1]), "FAILED")]
+    assert paired_difference(part, part)["scienceqa"]["n"] == 8
+    with pytest.raises(UserError, match="1 questions count in one run's score only"):
+        paired_difference(whole, part)
+
+
+def test_a_few_equal_answers_are_no_proof_that_nothing_changed() -> None:
+    few, many = ([True] * 2, [True] * 3000)
+    errors = [paired_difference(plain(right), plain(right))["gqa"]["error"] for right in (few, many)]
+    assert errors == pytest.approx([50, 1 / 30], rel=1e-3)
+    assert least_error(3000, 30) > least_error(3000, 3000)
+    assert needed_from(errors[1], 3000, 2.0) == math.ceil(100 * smallest_drop(1.0) / 2.0)

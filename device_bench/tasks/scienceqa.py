@@ -34,6 +34,7 @@ from vlm.data.scenes.question import CHOOSE
 VERSION = "scienceqa-1"
 LETTERS = "ABCDE"
 FAILED = "failed"
+UNANSWERED = "unanswered"  # the kind of such a question
 LLAVA = ("llava_test_CQM-A.json",)
 PROBLEMS, SPLITS, SPLIT = ("problems.json",), ("pid_splits.json",), "test"
 TABLES = ("ScienceQA_TEST.tsv",)
@@ -123,12 +124,18 @@ def unanswered(question: BenchQuestion) -> BenchQuestion:
 
     It knows only from the answer's prompt that a question has an image, so this one is not in the image subset.
     """
-    return replace(question, image="", kind="text")
+    return replace(question, kind=UNANSWERED)
+
+
+def in_subset(sample: Sample) -> bool:
+    """Whether a sample is one of the image subset."""
+    return bool(sample.image) and sample.kind != UNANSWERED
 
 
 def line(score: TaskScore) -> str:
-    """What eval_science_qa.py prints; papers quote the first as SQA-I."""
-    return f"ScienceQA IMG-Accuracy {score['score']:.2f}, Accuracy {score['details']['all']:.2f}"
+    """What eval_science_qa.py prints; papers quote the first as SQA-I. Without an image question it is 0 / 0 there."""
+    subset = f"IMG-Accuracy {score['score']:.2f}, " if score["details"]["image_subset"] else ""
+    return f"ScienceQA {subset}Accuracy {score['details']['all']:.2f}"
 
 
 def parse(answer: str, options: Sequence[str] = ()) -> str:
@@ -150,8 +157,8 @@ def correct(parsed: str, truth: Truth) -> float:
 
 
 def counts(samples: Sequence[Sample]) -> np.ndarray:
-    """[right, asked], [N, 2]; text-only questions count only where no question has an image."""
-    scored = np.array([bool(sample.image) for sample in samples])  # [N]
+    """[right, asked], [N, 2]; text-only questions count only where the image subset is empty."""
+    scored = np.array([in_subset(sample) for sample in samples])  # [N]
     return credit_counts(samples) * (scored if scored.any() else ~scored)[:, None]
 
 
@@ -161,11 +168,13 @@ def chance(samples: Sequence[Sample]) -> float:
 
 
 def score(samples: Sequence[Sample]) -> TaskScore:
-    """Accuracy on the image subset in percent; details: all questions, and how many answers could not be read."""
+    """Accuracy on the image subset in percent; details: its size, all questions, and how many answers were not read."""
+    subset = [sample for sample in samples if in_subset(sample)]
     details = {
         "questions": len(samples),
+        "image_subset": len(subset),
         "all": round(percent(sample.correct for sample in samples), 4),
         "failed": sum(sample.parsed == FAILED for sample in samples),
     }
-    with_image = [sample for sample in samples if sample.image] or samples
-    return task_score(with_image, VERSION, counts, value, chance(with_image), details)
+    scored = subset or samples
+    return task_score(scored, VERSION, counts, value, chance(scored), details)
