@@ -65,6 +65,9 @@ def load(path: Path) -> tuple[Any, Any]:
     """A text model in float32, and its tokenizer."""
     folder, options = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    if options:  # the weights are floats now; transformers would not save what it calls quantized
+        model.hf_quantizer = None
+        del model.config.quantization_config
     return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
@@ -179,7 +182,7 @@ def show(rows: list[Row], tokens: int, steps: int) -> None:
             row.target, f"{row.weights:.4f}", f"{row.agreement:.1%}", f"{row.weights_first:.4f}",
             f"{row.engine_first:.4f}", f"{row.megabytes:.1f}", f"{row.seconds:.0f}", verdict,
         )  # fmt: skip
-    Console().print(table)
+    Console(width=150).print(table)
     print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

@@ -61,21 +61,21 @@ class Row:
     problem: str = ""
 
 
-def call(tool: Tool, arguments: list[str], log: Path) -> tuple[str, float, float]:
-    """Run a tool's script; returns what it printed, its seconds and its peak memory in MB.
+def call(tool: Tool, arguments: list[str], log: Path) -> tuple[dict[str, float], float]:
+    """Run a tool's script; returns the figures in the last line that it printed, and its seconds.
 
     Raises:
         RuntimeError: it failed; its last line says why.
     """
     command, start = [tool.python, str(HERE / tool.script), *arguments], time.perf_counter()
-    with log.open("w+") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | tool.settings)
-        _, status, usage = os.wait4(process.pid, 0)
-        out.seek(0)
-        text = out.read().strip()
-    if status:
-        raise RuntimeError(text.splitlines()[-1][:200] if text else f"status {status}")
-    return text, time.perf_counter() - start, usage.ru_maxrss / 1e3
+    with log.open("w") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | tool.settings, check=False
+        )
+    seconds, lines = time.perf_counter() - start, log.read_text().strip().splitlines() or ["no message"]
+    if done.returncode:
+        raise RuntimeError(lines[-1][:200])
+    return dict(json.loads(next(line for line in reversed(lines) if line.startswith("{")))), seconds
 
 
 def measure(tool: Tool, model: Path, work: Path, truth: torch.Tensor, threads: int) -> Row:
@@ -84,16 +84,17 @@ def measure(tool: Tool, model: Path, work: Path, truth: torch.Tensor, threads: i
     row: dict[str, Any] = {"name": tool.name}
     try:
         arguments = ["export", str(model), str(out), tool.precision]
-        _, row["export_s"], row["export_mb"] = call(tool, arguments, log)
+        exported, row["export_s"] = call(tool, arguments, log)
+        row["export_mb"] = exported["peak_mb"]
         row["size_mb"] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
         logits = work / "logits.npy"
         arguments = ["run", str(out), str(work / "tokens.npy"), str(logits), str(PROMPT), str(threads)]
-        text, _, row["run_mb"] = call(tool, arguments, log)
+        found, _ = call(tool, arguments, log)
     except RuntimeError as error:
         return Row(**row, problem=str(error))
-    found = torch.from_numpy(np.load(logits))[:, : truth.shape[1]].log_softmax(-1)  # some pad the vocabulary
-    kl = float((truth.exp() * (truth - found)).sum(-1).mean())
-    return Row(**row, **json.loads(text.splitlines()[-1]), kl=kl)
+    guess = torch.from_numpy(np.load(logits))[:, : truth.shape[1]].log_softmax(-1)  # some pad the vocabulary
+    kl = float((truth.exp() * (truth - guess)).sum(-1).mean())
+    return Row(**row, run_mb=found.pop("peak_mb"), **found, kl=kl)
 
 
 def tools(
@@ -161,7 +162,7 @@ def show(rows: list[Row]) -> None:
             cell(row.kl, ".4f"), cell(row.prefill, ".0f"), cell(row.decode, ".1f"), cell(row.run_mb, ".0f"),
             row.problem,
         )  # fmt: skip
-    Console().print(table)
+    Console(width=150).print(table)
     print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

@@ -7,6 +7,7 @@ The scripts beside this one run in environments of their own, without this proje
 """
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -25,10 +26,19 @@ def main(export: Callable[[Path, Path, str], None], start: Callable[[Path, int],
     if sys.argv[1] == "export":
         model, out, *precision = sys.argv[2:]
         export(Path(model), Path(out), *precision)
+        print(json.dumps({"peak_mb": peak_mb()}))
         return
     out, tokens, logits, length, threads = sys.argv[2:]
     step = start(Path(out), int(threads))
-    print(json.dumps(read(step, np.load(tokens).tolist(), int(length), Path(logits))))
+    found = read(step, np.load(tokens).tolist(), int(length), Path(logits))
+    print(json.dumps({**found, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Highest resident memory of this process, or of the largest one it started."""
+    status = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the parent's from before exec
+    own = int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1e3
 
 
 def read(step: Step, tokens: list[int], length: int, logits: Path) -> dict[str, float]:
