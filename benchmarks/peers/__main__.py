@@ -94,7 +94,7 @@ def measure(tool: Tool, model: Path, work: Path, truth: torch.Tensor, threads: i
         return Row(**row, problem=str(error))
     guess = torch.from_numpy(np.load(logits))[:, : truth.shape[1]].log_softmax(-1)  # some pad the vocabulary
     kl = float((truth.exp() * (truth - guess)).sum(-1).mean())
-    return Row(**row, run_mb=found.pop("peak_mb"), **found, kl=kl)
+    return Row(**row, kl=kl, prefill=found["prefill"], decode=found["decode"], run_mb=found["peak_mb"])
 
 
 def tools(
