@@ -13,7 +13,7 @@ import numpy as np
 
 from device_bench.pictures import load_picture
 from device_bench.resampling import image_sums, interval, resampled_weights
-from device_bench.tasks.base import BenchQuestion, Sample, Task, TaskScore, cluster
+from device_bench.tasks.base import UNKNOWN, BenchQuestion, Sample, Task, TaskScore, cluster
 from vlm.data.records import SCENES
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
@@ -22,6 +22,7 @@ from vlm.registry import load, names
 from vlm.runtimes.base import Runtime, VisionOutput
 
 TASKS = "device_bench.tasks"
+UNKNOWN_LINE = " (not all of a known edition: compare it with no published number)"
 
 
 class Average(TypedDict):
@@ -84,10 +85,15 @@ def versions(asked: Sequence[BenchQuestion]) -> dict[str, dict[str, Any]]:
 
 
 def publish(accuracy: Accuracy, editions: dict[str, dict[str, Any]]) -> Accuracy:
-    """Add to the details of real benchmarks which data it was ("data") and the score as people publish it ("line")."""
+    """Add to the details of real benchmarks which data it was ("data") and the score as people publish it ("line").
+
+    The line of an edition that nobody published, such as a part of a benchmark, says so.
+    """
     for name, edition in editions.items():
         found = accuracy["tasks"][name]
-        found["details"] |= {"data": edition, "line": task(name).line(found)}
+        known = edition["edition"].values() if isinstance(edition["edition"], dict) else [edition["edition"]]
+        mark = UNKNOWN_LINE if any(part.startswith(UNKNOWN) for part in known) else ""
+        found["details"] |= {"data": edition, "line": task(name).line(found) + mark}
     return accuracy
 
 
@@ -109,16 +115,14 @@ def asking(name: str) -> ModuleType:
 
 def grade(question: BenchQuestion, answer: str, **measured: Any) -> Sample:
     """Read an answer and give it credit by its family's rules; `measured` are the other fields of a sample."""
-    rules = task(question.family)
-    parsed = rules.parse(answer, question.options)
     known = {field.name: getattr(question, field.name) for field in fields(BenchQuestion)}
-    return Sample(**known, answer=answer, parsed=parsed, correct=rules.correct(parsed, question.truth), **measured)
+    return regrade(Sample(**known, answer=answer, **measured))
 
 
 def regrade(sample: Sample) -> Sample:
     """Read a sample's answer again."""
     rules = task(sample.family)
-    parsed = rules.parse(sample.answer, sample.options)
+    parsed = sample.answer if sample.as_given else rules.parse(sample.answer, sample.options)
     return replace(sample, parsed=parsed, correct=rules.correct(parsed, sample.truth))
 
 

@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -35,6 +36,18 @@ def load_picture(reference: str) -> Image.Image:
             return image.convert("RGB")
     except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as error:
         raise UserError(f"{path}: the picture at bytes {place} is unreadable ({error}). Download it again.") from error
+
+
+def table_of(reference: str) -> Path | None:
+    """The table that holds a picture, None for a picture elsewhere."""
+    return Path(reference.removeprefix(TABLE).rpartition("#")[0]) if reference.startswith(TABLE) else None
+
+
+@cache
+def md5(path: Path) -> str:
+    """A file's MD5, by which VLMEvalKit publishes its tables."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def thumbnail(reference: str) -> str:

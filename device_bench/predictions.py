@@ -14,7 +14,7 @@ from typing import Any
 
 from device_bench import vlmevalkit
 from device_bench.evaluate import Accuracy, grade, publish, score, task
-from device_bench.rows import EMPTY_CELLS, INDEX, PREDICTION, SAID, TRUTH, Row, find, id_of, read_rows, text_of
+from device_bench.rows import EMPTY_CELLS, INDEX, PREDICTION, SAID, TRUTH, Row, answer_of, find, id_of, read_rows
 from device_bench.tasks import mme
 from device_bench.tasks.base import BenchQuestion, Sample, Task
 from vlm.data.scenes.question import FAMILIES
@@ -41,7 +41,7 @@ def score_predictions(predictions: Path, name: str, data: Path | None) -> tuple[
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"no reader of answer files for task {name!r}.{did_you_mean(name, FAMILIES)} Known: {known}.")
-    rules, from_kit = task(name), False
+    rules, from_kit, as_given = task(name), False, False
     if predictions.is_dir():
         pairs, version = _folder(predictions, name, rules)
     else:
@@ -49,8 +49,9 @@ def score_predictions(predictions: Path, name: str, data: Path | None) -> tuple[
         if not rows:
             raise UserError(f"{predictions}: no answers in it. Run the model again.")
         from_kit = INDEX in rows[0] and any(PREDICTION in row for row in rows)  # empty cells are left out
+        as_given = getattr(rules, "AS_GIVEN", None) in rows[0]
         pairs, version = (_from_vlmevalkit if from_kit else _from_lines)(predictions, rows, rules, data)
-    samples = [grade(question, answer) for question, answer in pairs]
+    samples = [grade(question, answer, as_given=as_given) for question, answer in pairs]
     accuracy = publish(score(samples), {name: version})
     if from_kit:
         read = samples
@@ -76,7 +77,7 @@ def _from_lines(predictions: Path, rows: Sequence[Row], rules: Task, data: Path 
     answers: dict[Hashable, str] = {}
     for number, row in enumerate(rows, 1):
         place = f"{predictions}: answer {number}"
-        answers[rules.answer_key(row, place)] = text_of(row, ANSWER, place)
+        answers[rules.answer_key(row, place)] = answer_of(row, ANSWER, place)
     pairs, version = _match(predictions, answers, questions, rules, data)
     return pairs, {**version, "repeated": len(rows) - len(answers)}
 
@@ -117,21 +118,21 @@ def _from_vlmevalkit(
         raise UserError(f"{predictions}: has no column {TRUTH!r}. Give the folder that holds {tables} with --data.")
     lacking = read_rows(table) if table and TRUTH not in rows[0] else []
     known = {id_of(row, (INDEX,), str(table)): row for row in lacking}
+    places = ((f"{predictions}: row {number}", row) for number, row in enumerate(rows, 1))
+    last = {id_of(row, (INDEX,), place): (place, row) for place, row in places}  # of repeated answers
     pairs: Pairs = []
-    for number, row in enumerate(rows, 1):
-        place = f"{predictions}: row {number}"
-        index = id_of(row, (INDEX,), place)
+    for index, (place, row) in last.items():
         if known and index not in known:
             raise UserError(
                 f"{place}: index {index} is not in {table}, which is another edition. Give the one answered."
             )
         merged = {**known.get(index, {}), **row, INDEX: index}
-        answer = str(row.get(PREDICTION, ""))
+        answer = answer_of({PREDICTION: "", **row}, (PREDICTION,), place)
         pairs += [(question, answer) for question in rules.from_row(merged, str(merged.get("image", "")))]
     questions = [question for question, _ in pairs]
     if table and not known:
         _complete(predictions, questions, rules.load(table.parent))
-    return pairs, rules.version(questions)
+    return pairs, {**rules.version(questions), "repeated": len(rows) - len(last)}
 
 
 def _complete(predictions: Path, found: Sequence[BenchQuestion], expected: Sequence[BenchQuestion]) -> None:

@@ -35,7 +35,7 @@ def find(data: Path, names: Sequence[str]) -> Path | None:
     if data.suffix == TABLE and data.is_file() and any(name.endswith(TABLE) for name in names):
         return data  # a table by its own name
     for name in names:
-        for folder in _folders(data):
+        for folder in folders(data):
             found = [path for path in _files(folder) if path.name.lower() == name.lower()]
             if found:
                 return found[0]
@@ -57,8 +57,8 @@ def need(data: Path, names: Sequence[str], what: str) -> Path:
     return found
 
 
-def _folders(data: Path) -> list[Path]:
-    """`data` and the folders below it, nearest first."""
+def folders(data: Path) -> list[Path]:
+    """`data` and the folders up to DEPTH below it, nearest first; none of pictures."""
     if data.is_file():
         return [data.parent]
     level, found = [data] if data.is_dir() else [], []
@@ -90,6 +90,20 @@ def text_of(row: Row, names: Sequence[str], place: str) -> str:
         f"{place}: no {' or '.join(repr(name) for name in names)} in this row (it has {', '.join(map(repr, row))}). "
         "Is this an answer file of the benchmark given with --tasks?"
     )
+
+
+def answer_of(row: Row, names: Sequence[str], place: str) -> str:
+    """`text_of` a column of answers, which are texts or, where a program took them for such, numbers.
+
+    Raises:
+        UserError: the row has none, or it is a list, an object, true or false.
+    """
+    value = next((row[name] for name in names if row.get(name) is not None), "")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(
+            f"{place}: the answer is {json.dumps(value)}, a text was expected. Write the model's words as they are."
+        )
+    return text_of(row, names, place)
 
 
 def id_of(row: Row, names: Sequence[str], place: str) -> str:
@@ -142,7 +156,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
     except ValueError:
         tree = None
     if isinstance(tree, dict) and (answers := _answers_by_id(tree)):
-        yield from ({"question_id": name, "text": text} for name, text in answers.items())
+        named = enumerate(answers.items(), 1)
+        yield from (_object(path, number, {"question_id": name, "text": said}) for number, (name, said) in named)
         return
     if tree is None or (isinstance(tree, dict) and not any(isinstance(part, list) for part in tree.values())):
         yield from (_object(path, number, _json_line(path, number, line)) for number, line in lines)
@@ -176,8 +191,14 @@ def _object(path: Path, number: int, row: Any) -> Row:
             f"{path}:{number}: a JSON object was expected, found {type(row).__name__}. "
             "Write the answers again, one object a line."
         )
+    row = {name: _whole(value) if isinstance(value, str) else value for name, value in row.items()}
     null = {name for name, value in row.items() if value is None or value != value}  # NaN is not itself
     return {name: "" if name in null else value for name, value in row.items() if name in SAID or name not in null}
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, which an answer cut within a character may end in, cannot be written to any file."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def tsv_rows(path: Path, delimiter: str = "\t") -> Iterator[tuple[Row, tuple[int, int]]]:

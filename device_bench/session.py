@@ -23,6 +23,7 @@ from vlm.runtimes import open_runtime
 
 Progress = Callable[[int, int], None]
 POLL_S = 0.5
+DEVICE_FILES = Path("/dev")
 
 
 class Unit(list[BenchQuestion]):
@@ -53,7 +54,7 @@ class Session:
         journal: folder in which the answers gather until all are there.
         max_new_tokens: longest answer.
         threads: CPU threads of each process.
-        processes: how many share the images; process k sees only GPU k modulo the number in CUDA_VISIBLE_DEVICES.
+        processes: how many share the images; process k sees only GPU k modulo their number.
         batch: questions that the torch engine answers at once.
         team: processes that run the same session and share its images.
     """
@@ -188,12 +189,20 @@ def _worker(
     count: Any,
     errors: Any,
 ) -> None:
-    if devices := [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]:
+    if devices := gpus():
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     try:
         answer_shard(model, shard, max_new_tokens, threads, part, lambda done: setattr(count, "value", done))
     except UserError as error:
         errors.put(str(error))
+
+
+def gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; without it, every GPU of which the machine has a device file."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device]
+    return [str(number) for number, _ in enumerate(DEVICE_FILES.glob("nvidia[0-9]*"))]
 
 
 def answer_shard(

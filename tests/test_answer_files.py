@@ -1,15 +1,22 @@
 """Answer files as other people's scripts leave them: byte order marks, null answers, ids as floats, other layouts."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from device_bench.evaluate import questions
+from device_bench.evaluate import UNKNOWN_LINE, questions, regrade, versions
 from device_bench.predictions import score_predictions
+from device_bench.records import read_records, write_records
 from device_bench.rows import read_rows
+from device_bench.tasks import mmbench, mme
 from device_bench.tasks.base import TaskScore
+from pocketvlm.cli import app
 from tests.layouts import FILES, LLAVA, TABLES, predicted, write_json, write_tsv
 from vlm.data.scenes.question import FAMILIES
 from vlm.errors import UserError
@@ -38,8 +45,106 @@ def test_windows_files_are_read_like_others(family: str, tmp_path: Path) -> None
 
 def test_the_mme_tools_folder_may_be_of_windows(tmp_path: Path) -> None:
     lines = "a.jpg\tIs it?\tYes\tYes\na.jpg\tIs it b?\tNo\tno\n"
-    (tmp_path / "count.txt").write_text(BOM + lines, newline="\r\n")
-    assert scored(tmp_path, "mme", None)["details"]["perception"] == 200
+    for category in mme.CATEGORIES:
+        (tmp_path / f"{category}.txt").write_text(BOM + lines, newline="\r\n")
+    assert scored(tmp_path, "mme", None)["details"]["perception"] == 2000
+
+
+def test_a_cut_result_of_the_mme_tool_is_refused_as_the_tool_does(tmp_path: Path) -> None:
+    for category in mme.CATEGORIES:
+        (tmp_path / f"{category}.txt").write_text("a.jpg\tIs it?\tYes\tYes\na.jpg\tIs it b?\tNo\tno\n")
+    assert "not all of a known edition" in scored(tmp_path, "mme", None)["details"]["line"]
+    (tmp_path / "scene.txt").write_text("a.jpg\tIs it?\tYes\tYes\n")
+    with pytest.raises(UserError, match=r"MME scene: a\.jpg has 1 questions"):
+        scored(tmp_path, "mme", None)
+    (tmp_path / "scene.txt").unlink()
+    with pytest.raises(UserError, match=r"scene\.txt missing"):
+        scored(tmp_path, "mme", None)
+
+
+def test_mme_is_found_four_folders_down(tmp_path: Path) -> None:
+    LLAVA["mme"](tmp_path)
+    release = tmp_path / "MME" / "MME_Benchmark_release_version"
+    (tmp_path / "count").mkdir()  # of something else
+    below = tmp_path / "data" / "MME" / release.name / "MME_Benchmark"
+    below.parent.mkdir(parents=True)
+    release.rename(below)
+    assert len(questions(["mme"], 1, tmp_path)) == len(questions(["mme"], 1, below)) == 4
+
+
+def test_vlmevalkits_repeated_rows_count_once_and_a_part_of_a_benchmark_says_so(tmp_path: Path) -> None:
+    rows = predicted("mmbench")
+    write_json(tmp_path / "kit.jsonl", [{**rows[0], "prediction": "?"}, *rows], lines=True)
+    found = scored(tmp_path / "kit.jsonl", "mmbench", None)
+    assert (found["score"], found["n"], found["details"]["data"]["repeated"]) == (100, 4, 1)
+    assert found["details"]["line"] == f"MMBench circular accuracy 100.00{UNKNOWN_LINE}"
+
+
+def test_answers_in_gqas_own_form_are_compared_as_they_are(tmp_path: Path) -> None:
+    LLAVA["gqa"](tmp_path)
+    answers = tmp_path / "answers.json"
+    write_json(answers, [{"questionId": "7", "prediction": "Red bus."}, {"questionId": "8", "prediction": "yes"}])
+    accuracy, samples = score_predictions(answers, "gqa", tmp_path)
+    assert accuracy["tasks"]["gqa"]["score"] == 50 and [regrade(sample) for sample in samples] == samples
+
+
+@pytest.mark.parametrize("said", [["No"], False, {"text": "No"}])
+def test_an_answer_that_is_no_text_is_named(said: Any, tmp_path: Path) -> None:
+    rows = LLAVA["pope"](tmp_path)
+    write_json(tmp_path / "answers.jsonl", [rows[0], {**rows[1], "text": said}, *rows[2:]], lines=True)
+    with pytest.raises(UserError, match=r"answer 2: the answer is .*, a text was expected"):
+        scored(tmp_path / "answers.jsonl", "pope", tmp_path)
+
+
+@given(text=st.text(st.characters(min_codepoint=0xD700), max_size=6))
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_any_answer_in_json_can_be_written_again(name: str, tmp_path_factory: Any, text: str) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder = tmp_path_factory.mktemp("surrogates")
+    rows = LLAVA["gqa"](folder)
+    write_json(folder / "answers.jsonl", [{**row, "text": f"No {text}\ud83d"} for row in rows], lines=True)
+    _, samples = score_predictions(folder / "answers.jsonl", "gqa", folder)
+    write_records(samples, folder / name, {})
+    assert read_records(folder / name) == samples
+
+
+def test_what_an_answer_file_lacks_or_repeats_is_said(tmp_path: Path) -> None:
+    rows = LLAVA["scienceqa"](tmp_path)
+    write_json(tmp_path / "a.jsonl", [rows[1], rows[1], {"question_id": "99", "text": "B"}], lines=True)
+    with pytest.raises(UserError, match="no question is '99'"):
+        scored(tmp_path / "a.jsonl", "scienceqa", tmp_path)
+    write_json(tmp_path / "a.jsonl", [rows[1], rows[1]], lines=True)
+    asked = ["eval", "--predictions", tmp_path / "a.jsonl", "--tasks", "scienceqa", "--data", tmp_path]
+    shown = CliRunner().invoke(app, [*map(str, asked)]).stdout
+    assert "ScienceQA Accuracy 50.00" in shown and "IMG-Accuracy" not in shown
+    assert "unanswered: 1 questions" in shown and "repeated: 1 answers" in shown
+
+
+def test_options_of_several_lines_and_two_spaces_are_llavas(tmp_path: Path) -> None:
+    value = "Context: A. no\nWhich closing?\nA. Love,\nZoe\nB. love,\nzoe\n<image>"
+    row = {"id": "1", "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "A"}]}
+    write_json(tmp_path / "a" / "llava_test_CQM-A.json", [row])
+    assert questions(["scienceqa"], 1, tmp_path / "a")[0].options == ("Love,\nZoe", "love,\nzoe")
+    problem = {"question": "Which  one? ", "choices": ["x  y", "z "], "answer": 1, "hint": "", "image": None}
+    write_json(tmp_path / "b" / "problems.json", {"1": problem})
+    write_json(tmp_path / "b" / "pid_splits.json", {"test": ["1"]})
+    assert questions(["scienceqa"], 1, tmp_path / "b")[0].prompt.startswith("Which one? \nA. x y\nB. z\nAnswer")
+
+
+def test_popes_ids_of_llava_need_llavas_questions(tmp_path: Path) -> None:
+    rows = LLAVA["pope"](tmp_path)
+    (tmp_path / "pope" / "llava_pope_test.jsonl").unlink()
+    write_json(tmp_path / "answers.jsonl", rows, lines=True)
+    with pytest.raises(UserError, match=r"llava_pope_test\.jsonl.* is not beside the labels"):
+        scored(tmp_path / "answers.jsonl", "pope", tmp_path)
+
+
+def test_a_table_is_known_by_its_published_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "MMBench_DEV_EN_V11.tsv"
+    write_tsv(table, TABLES["mmbench"])
+    monkeypatch.setitem(mmbench.BY_MD5, hashlib.md5(table.read_bytes()).hexdigest(), "V1.1")
+    assert versions(questions(["mmbench"], 1, tmp_path))["mmbench"]["edition"] == "V1.1"
 
 
 def test_ids_as_floats_and_numbers_as_answers_are_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A long evaluation goes on where it was killed, and its records do not depend on its course."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from device_bench import session as module
-from device_bench.evaluate import evaluate, evaluate_batch, questions
+from device_bench.evaluate import evaluate, evaluate_batch, grade, questions, save_answers
 from device_bench.records import read_records
 from device_bench.session import Session, units
 from device_bench.tasks.base import BenchQuestion, Sample
@@ -139,3 +140,28 @@ def test_processes_of_accelerate_launch_share_the_images(tmp_path: Path, random_
     )
     assert one == two and done.stdout.count("average") == 1
     assert not (tmp_path / "two.jsonl.answers").exists()
+
+
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(module, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(module, "answer_shard", lambda *arguments: None)
+    for visible, given in ((None, ["0", "1", "0"]), ("5,7", ["5", "7", "5"]), ("", ["", "", ""])):
+        found = []
+        for number in range(3):
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            if visible is not None:
+                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            module._worker(tmp_path, [], 1, 1, tmp_path, number, None, None)
+            found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        assert found == given
+
+
+def test_our_records_are_scored_for_the_benchmarks_asked(tmp_path: Path) -> None:
+    samples = [grade(question("gqa", "red", "1"), "red"), grade(question("textvqa", "stop", "1"), "go")]
+    save_answers(samples, tmp_path / "x.jsonl")
+    call = ["eval", "--predictions", str(tmp_path / "x.jsonl"), "--json"]
+    shown = [CliRunner().invoke(app, [*call, *more]).stdout for more in ([], ["--tasks", "gqa"])]
+    assert [list(json.loads(each)["accuracy"]["tasks"]) for each in shown] == [["gqa", "textvqa"], ["gqa"]]
+    assert isinstance(CliRunner().invoke(app, [*call, "--tasks", "pope"]).exception, UserError)

@@ -21,6 +21,7 @@ from vlm.errors import UserError
 
 Truth = str | tuple[str, ...]
 Editions = dict[tuple[int, ...], str]  # counts of questions -> what people call the edition
+UNKNOWN = "unknown"  # an edition's name, or its start
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Sample(BenchQuestion):
         vision_ms: milliseconds that its image took, on the first of the image's questions; else 0.
         tokens: length of the answer.
         problem: why the model was not asked ("the prompt has 600 tokens, the context holds 512"), else "".
+        as_given: the official scorer compares the answer as its file has it, without reading it first.
     """
 
     answer: str = ""
@@ -72,6 +74,7 @@ class Sample(BenchQuestion):
     vision_ms: float = 0.0
     tokens: int = 0
     problem: str = ""
+    as_given: bool = False
 
 
 class TaskScore(TypedDict):
@@ -219,7 +222,7 @@ def edition(questions: Sequence[BenchQuestion], editions: Editions, *counts: int
         raise UserError("the question files hold no question. Download them again.")
     lines = sorted("\t".join((q.id, q.prompt, str(q.truth), *q.options)) for q in questions)
     counts = counts or (len(questions),)
-    name = editions.get(counts, f"unknown: {' / '.join(f'{count:,}' for count in counts)}")
+    name = editions.get(counts, f"{UNKNOWN}: {' / '.join(f'{count:,}' for count in counts)}")
     return {"edition": name, "questions": len(questions), **more, "sha256": digest(lines)}
 
 

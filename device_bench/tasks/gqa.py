@@ -1,7 +1,8 @@
 """GQA: exact match of a short answer.
 
 Rules: GQA's own eval.py counts an answer that equals the gold answer, nothing else; LLaVA-1.5 and MobileVLM V2 hand
-it the answer in lower case without full stops at the end (LLaVA scripts/convert_gqa_for_eval.py). VLMEvalKit differs
+it the answer in lower case without full stops at the end (LLaVA scripts/convert_gqa_for_eval.py). The answers of a file
+for eval.py itself are therefore compared as they are. VLMEvalKit differs
 (vlmeval/dataset/utils/vqa_eval.py): it also strips spaces and lowers the gold answer, but keeps a full stop, so that
 "red." is wrong there.
 """
@@ -31,6 +32,7 @@ VERSION = "gqa-1"
 QUESTIONS = ("testdev_balanced_questions.json",)
 TABLES = ("GQA_TestDev_Balanced.tsv",)
 EDITIONS: Editions = {(12578,): "testdev balanced of GQA 1.2"}
+AS_GIVEN = "questionId"  # the column that only files for eval.py have
 OPEN = "query"  # the structural type whose questions are open; every other is binary in eval.py
 counts, value = credit_counts, accuracy
 

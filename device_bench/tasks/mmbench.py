@@ -4,8 +4,8 @@ Rules: MMBench's circular evaluation as in VLMEvalKit (vlmeval/dataset/utils/mul
 only if each of its rotations is; without a judge model ("exact_matching") an answer is read by can_infer of
 vlmeval/utils/matching_util.py: first the one option letter among the last four words (punctuation taken as spaces),
 then "answer is X", then the one option whose text occurs in an answer not longer than twice all options together.
-"Vanilla" is every rotation on its own. LLaVA and MobileVLM V2 publish the evaluation server's circular score, which
-asks a judge model where this reading fails.
+"Vanilla" is every rotation on its own. LLaVA publishes the evaluation server's circular score, which asks a judge model
+where this reading fails; MobileVLM V2's script runs an eval.py of its own, which is not in its repository.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from device_bench.pictures import table_rows
+from device_bench.pictures import md5, table_of, table_rows
 from device_bench.rows import EMPTY_CELLS, Row, id_of, need, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
@@ -47,6 +47,8 @@ EDITIONS: Editions = {
     (1176, 4377): "dev of July 2023 (as LLaVA-1.5)",
     (1164, 4329): "dev of October 2023, V1.0 (as MobileVLM V2)",
 }
+# As VLMEvalKit publishes them, of whole tables.
+BY_MD5 = {"30c05be8f2f347a50be25aa067248184": "dev of V1.1, as VLMEvalKit has it"}
 ROTATION = 1_000_000  # a rotated question's index is its number of rotations times this, plus the question's
 REJECTIONS = (
     "Sorry, I can't help with images of people yet.",
@@ -73,9 +75,12 @@ def load(data: Path) -> list[BenchQuestion]:
 
 
 def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
-    """Name the edition by its questions and their rotations."""
+    """Name the edition by its questions and their rotations, or by its table's checksum."""
     groups = len({question.group for question in questions})
-    return edition(questions, EDITIONS, groups, len(questions), groups=groups)
+    found = edition(questions, EDITIONS, groups, len(questions), groups=groups)
+    tables = {table_of(question.image) for question in questions}
+    named = BY_MD5.get(md5(table)) if len(tables) == 1 and (table := tables.pop()) else None
+    return {**found, "edition": named or found["edition"]}
 
 
 def from_row(row: Row, image: str) -> list[BenchQuestion]:
@@ -152,9 +157,10 @@ def _letter(answer: str, letters: str) -> str:
 
 
 def _option_text(answer: str, letters: str, options: Sequence[str]) -> str:
+    answer = answer.lower()
     if len(answer) > 2 * sum(len(option) for option in options):
         return ""
-    inside = [letter for letter, option in zip(letters, options, strict=False) if option.lower() in answer.lower()]
+    inside = [letter for letter, option in zip(letters, options, strict=False) if option.lower() in answer]
     return inside[0] if len(inside) == 1 else ""
 
 

@@ -4,9 +4,9 @@ Rules: MME's eval_tool/calculation.py. The answer in lower case is "yes" or "no"
 first four characters contain, "yes" before "no", else "other", which is wrong. Per category acc = right answers and
 acc+ = images with both answers right, in percent; the category's score is acc + acc+ (at most 200), perception is the
 sum over its ten categories (at most 2000), cognition over its four (800). LLaVA writes the tool's files with
-convert_answer_to_mme.py, which leaves out answers whose question the ground truth lacks. lmms-eval differs: it strips
-spaces and full stops first and reads a lone "y" or "n". For averages over families the score here is the mean over
-categories of (acc + acc+) / 2.
+convert_answer_to_mme.py, which stops at a question that the ground truth lacks; the tool stops at a category that is
+missing and at a picture with one question. lmms-eval differs: it strips spaces and full stops first and reads a lone
+"y" or "n". For averages over families the score here is the mean over categories of (acc + acc+) / 2.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from device_bench.pictures import table_rows
-from device_bench.rows import UTF_8, Row, find, need, text_of
+from device_bench.rows import UTF_8, Row, find, folders, need, text_of
 from device_bench.tasks.base import (
     BenchQuestion,
     Editions,
@@ -54,6 +54,7 @@ PERCEPTION = (
     "OCR",
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+CATEGORIES = (*PERCEPTION, *COGNITION)
 OTHER = "other"
 CHANCE = 37.5  # two independent coin flips: acc 50, acc+ 25
 
@@ -69,14 +70,23 @@ def load(data: Path) -> list[BenchQuestion]:
     """
     if table := find(data, TABLES):
         return [question for row, image in table_rows(table) for question in from_row(row, image)]
-    lines = list(_release(data)) or list(result_lines(data))
+    lines = list(_release(data)) or list(result_lines(_richest(data, [f"{name}.txt" for name in CATEGORIES])))
     if not lines:
-        need(data, (*TABLES, "existence.txt"), "MME's questions")
+        need(data, (*TABLES, f"{CATEGORIES[0]}.txt"), "MME's questions")
     return [question for question, _ in paired(lines)]
 
 
+def _richest(data: Path, names: Sequence[str]) -> Path:
+    """The folder that holds the most of some names, the nearest of equals."""
+    return max(folders(data), key=lambda folder: sum((folder / name).exists() for name in names), default=data)
+
+
 def paired(lines: Iterable[Line]) -> list[tuple[BenchQuestion, str]]:
-    """Questions with answers; pairs are a picture's questions two by two in file order, as in the tool."""
+    """Questions with answers; pairs are a picture's questions two by two in file order, as in the tool.
+
+    Raises:
+        UserError: a picture has an odd number of questions.
+    """
     seen: dict[tuple[str, str], int] = defaultdict(int)
     found = []
     for category, image, question, truth, answer in lines:
@@ -86,6 +96,12 @@ def paired(lines: Iterable[Line]) -> list[tuple[BenchQuestion, str]]:
         asked = short_prompt(question.replace(YES_OR_NO, "").strip())
         group, name = f"{place}#{number // 2}", f"{place}#{number}"
         found.append((BenchQuestion(name, image, "mme", category, category, group, asked, truth), answer))
+    if odd := [(category, image) for (category, image), count in seen.items() if count % 2]:
+        category, image = odd[0]
+        raise UserError(
+            f"MME {category}: {Path(image).name} has {seen[odd[0]]} questions; pairs were expected. The file was cut: "
+            "write it again, or download it again."
+        )
     return found
 
 
@@ -93,9 +109,15 @@ def result_lines(folder: Path) -> Iterator[Line]:
     """Lines of the tool's result files: <category>.txt with picture, question, truth, answer between tabs.
 
     Raises:
-        UserError: a line is of another form.
+        UserError: a line is of another form, or some categories are there and others are missing.
     """
-    for path in sorted(folder.glob("*.txt")):
+    paths = [folder / f"{category}.txt" for category in sorted(CATEGORIES)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if len(missing) == len(paths):
+        return
+    if missing:
+        raise UserError(f"{folder}: {', '.join(missing)} missing; MME's sums are over 14 categories. Finish the run.")
+    for path in paths:
         for number, line in enumerate(path.read_text(encoding=UTF_8).split("\n"), 1):
             if not line:
                 continue
@@ -111,11 +133,9 @@ def result_lines(folder: Path) -> Iterator[Line]:
 
 
 def _release(data: Path) -> Iterator[Line]:
-    for category in (*PERCEPTION, *COGNITION):
-        folders = [data / category, *sorted(data.glob(f"*/{category}")), *sorted(data.glob(f"*/*/{category}"))]
-        folder = next((place for place in folders if place.is_dir()), None)
-        if folder is None:
-            continue
+    release = _richest(data, CATEGORIES)
+    for folder in (release / category for category in CATEGORIES):
+        category = folder.name
         texts, pictures = (folder / TRUTHS, folder / "images") if (folder / TRUTHS).is_dir() else (folder, folder)
         for path in sorted(texts.glob("*.txt")):
             places = [pictures / f"{path.stem}{suffix}" for suffix in SUFFIXES]

@@ -17,6 +17,7 @@ import numpy as np
 from device_bench.pictures import picture_folder, table_rows
 from device_bench.rows import Row, find, id_of, need, read_rows, text_of
 from device_bench.tasks.base import (
+    UNKNOWN,
     BenchQuestion,
     Sample,
     TaskScore,
@@ -34,19 +35,19 @@ VERSION = "pope-1"
 SETTINGS = ("random", "popular", "adversarial")
 PROMPTS = ("llava_pope_test.jsonl",)
 TABLES = ("POPE.tsv",)
-# SHA-256 (first 12 digits) of a setting's sorted image, question and label, by the label file's commit in POPE's
-# repository; the counts alone cannot tell the later editions apart.
+# SHA-256 (first 12 digits) of a setting's sorted questions and labels, by the label file's commit in POPE's repository;
+# the counts alone cannot tell the later editions apart, and tables do not name the pictures.
 LABELS = {
-    "83ad76849432": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
-    "407a277cf0e4": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
-    "9be9df456476": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
-    "2f6aa6e76063": "7ef3026 of August 2023",
-    "9ca80fc32ed2": "7ef3026 of August 2023",
-    "03cb4c4e40ac": "7ef3026 of August 2023",
-    "ea710ee58b9f": "edebdda of October 2023",
-    "250a9e590220": "edebdda of October 2023",
-    "71378e8e23c9": "edebdda of October 2023",
-    "025f108ba343": "109985c of November 2023",
+    "aa032bf6b206": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "13c4eca910ae": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "27cb07cc5a01": "e3e3926 of August 2023 (as LLaVA and MobileVLM)",
+    "fc6655a79728": "7ef3026 of August 2023",
+    "f425496c307c": "7ef3026 of August 2023",
+    "b224f7577ad3": "7ef3026 of August 2023",
+    "770e979858eb": "edebdda of October 2023",
+    "6b67207db61c": "edebdda of October 2023",
+    "6591f0eabc90": "edebdda of October 2023",
+    "ecbbc1ae09fa": "109985c of November 2023",
 }
 NO_WORDS = {"No", "not", "no"}
 
@@ -79,9 +80,9 @@ def version(questions: Sequence[BenchQuestion]) -> dict[str, Any]:
     labels: dict[str, list[str]] = defaultdict(list)
     for question in questions:
         asked = question.prompt.replace(SHORT, "").strip()
-        labels[question.category].append("\t".join((Path(question.image).name, asked, str(question.truth))))
+        labels[question.category].append(f"{asked}\t{label(question.truth)}")
     sizes = {setting: len(lines) for setting, lines in labels.items()}
-    names = {setting: LABELS.get(digest(sorted(lines)), "unknown") for setting, lines in labels.items()}
+    names = {setting: LABELS.get(digest(sorted(lines)), UNKNOWN) for setting, lines in labels.items()}
     return {**edition(questions, {}, labels=sizes), "edition": names}
 
 
@@ -139,9 +140,14 @@ def named(
     Returns:
         The answers, and the questions of their setting; other answer files as they are, with all questions.
     Raises:
-        UserError: the answers are in no setting's order.
+        UserError: the answers are in no setting's order, or have LLaVA's ids, which the data lacks.
     """
     if not rows or "question" not in rows[0] or "question_id" in rows[0]:
+        if "question_id" in rows[0] and len({one.category for one in questions}) > 1 and _own_ids(questions):
+            raise UserError(
+                f"{file}: its ids are LLaVA's, and {PROMPTS[0]}, which says what they ask, is not beside the labels. "
+                "Give the folder that holds both with --data."
+            )
         return rows, questions
     asked = [_plain(str(row.get("question"))) for row in rows]
     for setting in SETTINGS:
@@ -152,6 +158,10 @@ def named(
         f"{file}: {len(asked)} answers without question_id, whose questions are those of no setting's labels, in their "
         "order. Give the folder with the labels that were asked with --data."
     )
+
+
+def _own_ids(questions: Sequence[BenchQuestion]) -> bool:
+    return all(question.id.startswith(question.category) for question in questions)
 
 
 def _plain(prompt: str) -> str:

@@ -41,7 +41,7 @@ TABLES = ("ScienceQA_TEST.tsv",)
 EDITIONS: Editions = {(4241, 2017): "test split", (2017, 2017): "test split, questions with an image"}
 value = accuracy
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
-_OPTION = re.compile(r"^([A-E])\. (.*)$", re.MULTILINE)
+_OPTION = re.compile(r"^([A-E])\. (.*?)(?=\n[A-E]\. |\Z)", re.MULTILINE | re.DOTALL)  # may have several lines
 
 
 def load(data: Path) -> list[BenchQuestion]:
@@ -77,8 +77,7 @@ def _from_llava(row: Row, folder: Path) -> BenchQuestion:
 
 def _from_problem(name: str, row: Row, folder: Path) -> BenchQuestion:
     image = f"{name}/{row['image']}" if row.get("image") else ""
-    context = [f"Context: {row['hint']}"] if row.get("hint") else []
-    prompt = "\n".join([*context, row["question"], *_lettered(row["choices"])])
+    prompt = _prompt(row, row["question"], row["choices"])
     return _question(name, prompt, row["choices"], LETTERS[row["answer"]], folder, image)
 
 
@@ -86,15 +85,17 @@ def from_row(row: Row, image: str) -> list[BenchQuestion]:
     """Read index, question, hint, A to E, answer."""
     name, place = str(row["index"]), f"ScienceQA's question {row['index']}"
     options = [str(row[letter]) for letter in LETTERS if letter in row]
-    context = [f"Context: {row['hint']}"] if row.get("hint") else []
-    prompt = "\n".join([*context, text_of(row, ("question",), place), *_lettered(options)])
+    prompt = _prompt(row, text_of(row, ("question",), place), options)
     truth = text_of(row, ("answer",), place)
     asked = f"{prompt}\n{CHOOSE}"
     return [BenchQuestion(name, image or name, "scienceqa", "image", "", name, asked, truth, tuple(options))]
 
 
-def _lettered(options: Sequence[str]) -> list[str]:
-    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+def _prompt(row: Row, question: str, options: Sequence[str]) -> str:
+    """The prompt of LLaVA's test file, whose converter also makes one space of two."""
+    context = [f"Context: {row['hint']}"] if row.get("hint") else []
+    lettered = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([*context, question, *lettered]).replace("  ", " ").strip()
 
 
 def _question(name: str, prompt: str, options: Sequence[str], truth: str, folder: Path, image: str) -> BenchQuestion:

@@ -17,6 +17,12 @@ AGAINST_COLUMNS = ["benchmark", "points", "95 % interval", "p corrected", "test"
 COLUMNS = ["benchmark", "score %", "95 % interval", "chance %", "answers"]
 # Longest answers: the built-in benchmark's are short; LLaVA's and MobileVLM's loader gives real ones 128.
 SHORT_ANSWER, LONG_ANSWER = 24, 128
+# What an answer file has too little or too much of, counted in the details.
+LEFT = {
+    "unanswered": "questions, which count as wrong and are not in the image subset",
+    "left_out": "answers to none of these questions",
+    "repeated": "answers, of which the last counts",
+}
 RECORDS = Path("runs") / "eval"
 
 
@@ -93,10 +99,18 @@ def _read(predictions: Path, tasks: str, data: Path | None) -> tuple[Accuracy, l
     from device_bench.evaluate import publish, regrade, score, versions
     from device_bench.predictions import score_predictions
     from device_bench.records import is_ours, read_header, read_records
+    from pocketvlm.commands._options import names
+    from vlm.errors import UserError
 
     if is_ours(predictions) and data is None:
-        samples = [regrade(sample) for sample in read_records(predictions)]
-        return publish(score(samples), read_header(predictions).get("data") or versions(samples)), samples
+        chosen = None if tasks == BUILT_IN else names(tasks)
+        records = (sample for sample in read_records(predictions) if chosen is None or sample.family in chosen)
+        samples = [regrade(sample) for sample in records]
+        if not samples:
+            raise UserError(f"{predictions}: holds no answers to --tasks {tasks}. Leave --tasks out to score all.")
+        editions = read_header(predictions).get("data") or versions(samples)
+        asked = {sample.family for sample in samples}
+        return publish(score(samples), {name: found for name, found in editions.items() if name in asked}), samples
     return score_predictions(predictions, tasks, data)
 
 
@@ -171,6 +185,8 @@ def _notes(name: str, found: Any) -> list[str]:
         lines += [f"  by other rules: {details['vlmevalkit']}"] if "vlmevalkit" in details else []
         if found["n"] < details["data"]["questions"]:
             lines.append(f"  scored: {found['n']:,} answers of them")
+        counted = {key: details["data"].get(key, 0) for key in LEFT}
+        lines += [f"  {key.replace('_', ' ')}: {count:,} {LEFT[key]}" for key, count in counted.items() if count]
     if "unasked" in details:
         lines.append(f"{name}: {details['unasked']} questions did not fit into the context; they count as unanswered.")
     return lines
