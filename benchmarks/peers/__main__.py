@@ -97,6 +97,14 @@ def measure(tool: Tool, model: Path, work: Path, truth: torch.Tensor, threads: i
     return Row(**row, kl=kl, prefill=found["prefill"], decode=found["decode"], run_mb=found["peak_mb"])
 
 
+def save(model: Any, folder: Path) -> None:
+    """Write a text model so that older versions of transformers, too, find the base of its rotary embedding."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rope_theta": config["rope_parameters"]["rope_theta"]}, indent=1))
+
+
 def tools(
     onnx: Path | None, executorch: Path | None, genai: Path | None, llama_cpp: Path | None, ours: Sequence[str]
 ) -> list[Tool]:
@@ -131,7 +139,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         model, tokenizer = load(text_model)
-        model.save_pretrained(work / "model")
+        save(model, work / "model")
         tokenizer.save_pretrained(work / "model")
         text = (ROOT / "README.md").read_text()
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"][: PROMPT + MORE]
