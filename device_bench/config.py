@@ -16,6 +16,7 @@ class BenchConfig(Config):
     tasks: list[str] = ["scenes"]
     data: str | None = None  # folder with the questions of real benchmarks (docs/benchmarks.md)
     limit: int | None = Field(None, ge=1)  # ask about so many questions of each benchmark, drawn with seed 0
+    part: tuple[int, int] = (0, 1)  # which part of the pictures this device is asked about, of how many; run_on sets it
     scenes: int = Field(150, ge=1)  # test images of the built-in benchmark
     iterations: int = Field(20, ge=1)
     warmup: int = Field(5, ge=0)

@@ -1,7 +1,7 @@
 """Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from device_bench.devices import open_device
 from device_bench.devices.base import Device, Progress, within
 from device_bench.evaluate import questions
 from device_bench.result import Recorder, describe
+from device_bench.together import merge
 from vlm.errors import CheckFailed, UserError
 
-JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "data", "limit", "scenes", "max_new_tokens"}
+JOB_SETTINGS = {"warmup", "iterations", "decode_tokens", "tasks", "data", "limit", "part", "scenes", "max_new_tokens"}
 # Share of an artifact's time that each pass takes, for the progress bar.
 SHARES = {"load": 0.1, "latency": 0.15, "sustained": 0.0, "memory": 0.05, "accuracy": 0.7}
 
@@ -50,20 +51,23 @@ def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Prog
 
 
 def run_on(
-    devices: list[str], config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent
+    devices: list[str],
+    config: BenchConfig,
+    artifacts: list[Path],
+    out: Path,
+    on_progress: Progress = silent,
+    split: bool = False,
 ) -> list[Path]:
     """Measure artifacts on several devices at once, each device with its own queue.
 
     Args:
         devices: names as `--device` takes them, in place of the configuration's.
         config, artifacts, out, on_progress: as for `run`.
+        split: the devices share the questions; each is asked about a part of the pictures.
     Raises:
         UserError, CheckFailed: as `run` does; the other devices' measurements are finished and written first.
     """
-    if doubled := sorted({name for name in devices if devices.count(name) > 1}):
-        raise UserError(f"--device {doubled[0]}: named twice. Each device once.")
-    if "adb" in devices and len(devices) > 1:
-        raise UserError("--device adb: several devices at once are each named by serial number: --device adb:SERIAL.")
+    _check_devices(devices, split)
     done, stopping = dict.fromkeys(devices, 0.0), threading.Event()
 
     def one(name: str) -> list[Path]:
@@ -73,7 +77,8 @@ def run_on(
             done[name] = fraction
             on_progress(sum(done.values()) / len(done), f"{name}: {text}" if len(devices) > 1 else text)
 
-        return run(config.model_copy(update={"device": name}), artifacts, out, report)
+        part = (devices.index(name), len(devices)) if split else config.part
+        return run(config.model_copy(update={"device": name, "part": part}), artifacts, out, report)
 
     if len(devices) == 1:
         return one(devices[0])
@@ -84,6 +89,25 @@ def run_on(
         except KeyboardInterrupt:
             stopping.set()  # each cleans its device up at its next step
             raise
+    results = _results(queues)
+    if split and config.tasks:
+        for shared in zip(*results, strict=True):
+            merge(shared)
+    return [path for each in results for path in each]
+
+
+def _check_devices(devices: list[str], split: bool) -> None:
+    if doubled := sorted({name for name in devices if devices.count(name) > 1}):
+        raise UserError(f"--device {doubled[0]}: named twice. Each device once.")
+    if "adb" in devices and len(devices) > 1:
+        raise UserError("--device adb: several devices at once are each named by serial number: --device adb:SERIAL.")
+    kinds = {name.partition(":")[0] for name in devices}
+    if split and len(kinds) > 1:
+        raise UserError(f"--split: devices of one kind share the questions, not {' and '.join(sorted(kinds))}.")
+
+
+def _results(queues: list[Future[list[Path]]]) -> list[list[Path]]:
+    """What each device has measured, or the problems of all."""
     problems = [problem for queue in queues if (problem := queue.exception()) is not None]
     expected = [problem for problem in problems if isinstance(problem, UserError | CheckFailed)]
     for problem in problems:
@@ -92,7 +116,7 @@ def run_on(
     if problems:
         worst = UserError if any(isinstance(problem, UserError) for problem in problems) else CheckFailed
         raise worst("\n".join(map(str, problems)))
-    return [path for queue in queues for path in queue.result()]
+    return [queue.result() for queue in queues]
 
 
 def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progress = silent) -> Path:

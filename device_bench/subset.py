@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.evaluate import questions, versions
-from device_bench.tasks.base import BenchQuestion
+from device_bench.tasks.base import BenchQuestion, cluster
 
 
 def chosen(
-    tasks: Sequence[str], scenes: int, data: str | None, limit: int | None
+    tasks: Sequence[str], scenes: int, data: str | None, limit: int | None, part: tuple[int, int] = (0, 1)
 ) -> tuple[list[BenchQuestion], dict[str, dict[str, Any]]]:
     """What a bench asks, and which editions of real benchmarks it is from.
 
     Args:
-        tasks, scenes, data, limit: as in BenchConfig.
+        tasks, scenes, data, limit, part: as in BenchConfig.
     Raises:
         UserError: there is no such benchmark, or its questions are not there.
     """
     asked = questions(tasks, scenes, Path(data) if data else None)
-    return subset(asked, limit, 0) if limit else asked, versions(asked)
+    drawn = subset(asked, limit, 0) if limit else asked
+    first, parts = part
+    pictures = set(list(dict.fromkeys(map(cluster, drawn)))[first::parts])
+    return [question for question in drawn if cluster(question) in pictures], versions(asked)
 
 
 def subset(questions: Sequence[BenchQuestion], limit: int, seed: int) -> list[BenchQuestion]:

@@ -47,6 +47,7 @@ class Job(Config):
     tasks: list[str]
     data: str | None
     limit: int | None
+    part: tuple[int, int]
     scenes: int
     max_new_tokens: int
     min_seconds: float
@@ -113,7 +114,7 @@ def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any
     from device_bench.evaluate import evaluate, publish, score
     from device_bench.subset import chosen
 
-    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit)
+    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit, job.part)
     samples: list[Sample] = []
     with job.answers.open("w") as file:
         for _, group in groupby(asked, key=lambda question: question.image):

@@ -14,6 +14,8 @@ import pytest
 
 import tests.fake_engine
 from device_bench.config import BenchConfig
+from device_bench.devices.local import LocalDevice
+from device_bench.evaluate import load_answers
 from device_bench.measure import latency_stats, summarise
 from device_bench.result import Recorder
 from device_bench.run import bench_one, run, run_on
@@ -215,6 +217,25 @@ def test_several_devices_are_measured_at_once_and_one_that_fails_keeps_no_other_
 def test_no_device_is_measured_twice_at_once(tmp_path: Path, devices: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_on(devices, BenchConfig(**QUICK), [artifact(tmp_path)], tmp_path / "results")
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_devices_of_one_kind_share_the_questions_and_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(spec: str) -> LocalDevice:
+        device: LocalDevice = type("Named", (LocalDevice,), {"folder_name": spec.partition(":")[2]})()
+        return device
+
+    monkeypatch.setattr("device_bench.run.open_device", named)
+    config = BenchConfig(**{**QUICK, "cold_loads": 1, "scenes": 3, "tasks": ["scenes"]})
+    paths = run_on(["local:a", "local:b"], config, [artifact(tmp_path)], tmp_path / "shared", split=True)
+    whole = json.loads(bench_one(artifact(tmp_path, "w-fp32"), config, tmp_path / "whole").read_text())
+    for path in paths:
+        tree = json.loads(path.read_text())
+        assert tree["accuracy"] == whole["accuracy"] and "the questions were shared" in tree["notes"][-1]
+        assert len(load_answers(path.with_name(tree["answers"]))) == whole["accuracy"]["avg"]["n"]
+    assert [json.loads(path.read_text())["settings"]["part"] for path in paths] == [[0, 2], [1, 2]]
+    with pytest.raises(UserError, match="not local and ssh"):
+        run_on(["local", "ssh:me@box"], config, [tmp_path / "x"], tmp_path / "shared", split=True)
 
 
 def test_a_damaged_artifact_is_found_before_anything_is_measured(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Job(Config):
     tasks: list[str]
     data: str | None
     limit: int | None
+    part: tuple[int, int]
     scenes: int
     max_new_tokens: int
     min_seconds: float
@@ -164,7 +165,7 @@ def memory(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str,
 def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
     """Ask the benchmarks there and score the answers here, with the same scorer as on this machine."""
     asker = Asker(job.artifact)
-    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit)
+    asked, editions = chosen(job.tasks, job.scenes, job.data, job.limit, job.part)
     settings = {**_settings(asker, max_new_tokens=job.max_new_tokens), "reuse_images": 1}
     samples: list[Sample] = []
     for block in blocks(asked, max(1, BLOCK_BYTES // asker.picture_bytes)):

@@ -157,7 +157,7 @@ def task_score(
     }
 
 
-def cluster(sample: Sample) -> str:
+def cluster(sample: BenchQuestion) -> str:
     """The unit of resampling: the image, or the question itself where there is none."""
     return sample.image or f"no image: {sample.id}"
 

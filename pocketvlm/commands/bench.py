@@ -25,6 +25,7 @@ def bench(
     iterations: Annotated[int | None, typer.Option(help="Timed answers.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one pass may take. [default: 900]")] = None,
+    split: Annotated[bool, typer.Option("--split", help="Several devices share the questions.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure artifacts, each in a fresh process from its folder alone."""
@@ -42,7 +43,7 @@ def bench(
         ready(artifact, as_json)
     with Progress(quiet=as_json) as progress:
         progress.single("measure", 25.0 * len(artifacts))
-        results = run_on(devices, config, artifacts, out, progress.update)
+        results = run_on(devices, config, artifacts, out, progress.update, split)
     show(results, as_json)
 
 
