@@ -87,13 +87,14 @@ def versions(asked: Sequence[BenchQuestion]) -> dict[str, dict[str, Any]]:
 def publish(accuracy: Accuracy, editions: dict[str, dict[str, Any]]) -> Accuracy:
     """Add to the details of real benchmarks which data it was ("data") and the score as people publish it ("line").
 
-    The line of an edition that nobody published, such as a part of a benchmark, says so.
+    The line of a part of a benchmark, or of an edition that nobody published, says so.
     """
     for name, edition in editions.items():
         found = accuracy["tasks"][name]
         known = edition["edition"].values() if isinstance(edition["edition"], dict) else [edition["edition"]]
-        mark = UNKNOWN_LINE if any(part.startswith(UNKNOWN) for part in known) else ""
-        found["details"] |= {"data": edition, "line": task(name).line(found) + mark}
+        asked = max(found["n"], found["details"].get("questions", 0))  # ScienceQA's n is its image subset
+        mark = asked < edition["questions"] or any(part.startswith(UNKNOWN) for part in known)
+        found["details"] |= {"data": edition, "line": task(name).line(found) + UNKNOWN_LINE * mark}
     return accuracy
 
 

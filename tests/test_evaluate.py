@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from device_bench import tasks
-from device_bench.evaluate import evaluate, families, grade, load_answers, questions, save_answers, score, task
+from device_bench.evaluate import (
+    UNKNOWN_LINE,
+    evaluate,
+    families,
+    grade,
+    load_answers,
+    publish,
+    questions,
+    save_answers,
+    score,
+    task,
+)
 from device_bench.tasks.base import Sample, Truth
 from tests.answers import question
 from vlm.data.records import load_image
@@ -169,3 +180,10 @@ def test_a_prompt_that_does_not_fit_is_not_asked_and_counted() -> None:
     assert samples[0].problem == "" and samples[1].answer == ""
     assert samples[1].problem == "the prompt has 500 tokens, the context holds 400"
     assert score(samples)["tasks"]["scienceqa"]["details"]["unasked"] == 1
+
+
+@pytest.mark.parametrize(("edition", "asked", "marked"), [("x", 1, False), ("x", 2, True), ("unknown: 1", 1, True)])
+def test_the_line_of_a_part_is_no_published_one(edition: str, asked: int, marked: bool) -> None:
+    samples = [grade(question("gqa", "red"), "red")]
+    found = publish(score(samples), {"gqa": {"edition": edition, "questions": asked}})
+    assert found["tasks"]["gqa"]["details"]["line"] == "GQA accuracy 100.00" + UNKNOWN_LINE * marked
