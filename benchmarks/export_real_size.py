@@ -26,8 +26,9 @@ from vlm.models.checkpoint import Checkpoint
 
 TARGETS = ("onnx:int4", "executorch:8da4w", "coreml:int4", "gguf:q4_0")
 BAR_SECONDS, BAR_BYTES, BAR_SIZE = 360.0, 7e9, 0.03
-# Bits of a weight with its share of what a block of 32, or a row, has besides: ONNX float32 scales and zero points
-# of the weights' bits, ExecuTorch bfloat16 scales, Core ML and llama.cpp float16 scales; q6_k has 8-bit scales in a block of 256.
+# Bits of a weight with its share of what a block of 32, or a row, has besides: ONNX float32 scales and zero points of
+# the weights' bits, ExecuTorch bfloat16 scales, Core ML and llama.cpp float16 scales; q6_k has 8-bit scales in a block
+# of 256.
 BITS = {
     "onnx": {"int4": 5.125, "int8": 9.25},
     "executorch": {"8da4w": 4.5, "int8": 8.0, "fp32": 32.0},
