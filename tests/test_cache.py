@@ -23,6 +23,7 @@ from distill.teacher.cache_writer import CacheWriter
 from distill.teacher.live import Teacher
 from distill.teacher.signals import Batch
 from distill.training.processes import Processes
+from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 from vlm.errors import CheckFailed, UserError
 
@@ -130,6 +131,20 @@ def test_a_batch_without_the_block_has_no_attention_to_read(teacher: Path, tmp_p
     where = find_positions(ids, segments, None, setup.module.student.config.image_token_id, "vision_vision")
     (block,) = cached.attention(batch, [0], where)
     assert block.shape == (1, cached.heads, 0, 0)
+
+
+@pytest.mark.parametrize("terms", [TERMS, {"vision_tokens": {"focus_weight": 0}}])
+def test_a_group_of_text_alone_is_cached(teacher: Path, tmp_path: Path, terms: dict[str, Any]) -> None:
+    write(tmp_path, [record(0, "red"), record(1, "blue", images=0), record(2, "red", images=0)])
+    data = {"kind": "llava", "records": str(tmp_path / "records.jsonl"), "images": str(tmp_path)}
+    tree = _config(teacher, tmp_path, **terms).model_dump()
+    tree["stages"][0] |= {"data": {**data, "cache": str(tmp_path / "index")}, "batch_size": 1}
+    setup = Setup(DistillConfig.parse(tree, "test"), tmp_path)
+    batches = [[0], [1], [2], [1, 2], [0, 1]]
+    live = setup.losses(batches)
+    setup.module.teacher = setup.write()
+    for expected, found in zip(live, setup.losses(batches), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_writer_has_no_more_records_in_memory_than_a_training_process(

@@ -30,7 +30,7 @@ class Entry:
 
     Attributes:
         answers: last hidden states [A, D_T], or log-probabilities [A, k]; ids: of those, [A, k].
-        tokens: E_T, [I, V, D_T].
+        tokens: E_T, [I, V, D_T]; of a record of text alone [0, V, D_T].
         attention: block name -> one [H_T, M, V] per layer.
     """
 
@@ -60,8 +60,7 @@ class CachedTeacher:
 
     def vision_tokens(self, batch: Batch) -> Tensor:
         """E_T, [I, V, D_T]."""
-        tokens = [entry.tokens for entry in self._entries(batch) if entry.tokens is not None]
-        found = torch.cat(tokens) if tokens else torch.zeros(0)
+        found = torch.cat([entry.tokens for entry in self._entries(batch) if entry.tokens is not None])
         self._same(batch, len(found), len(batch.features), "images")
         return found.to(batch.features.device)
 

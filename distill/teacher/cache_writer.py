@@ -188,10 +188,10 @@ class CacheWriter:
                 answers, ids = list(best.values.split(counts)), list(best.indices.int().split(counts))
             else:
                 answers = list(states.states.split(counts))
-        if self.config.vision_tokens and self.cache.kind == "exact" and len(batch.features):
-            placeholders = (batch.input_ids == self.image_token_id).sum(-1)  # [B]
-            per_image = int(placeholders.sum()) // len(batch.features)
-            tokens = list(self.teacher.vision_tokens(batch).split((placeholders // per_image).tolist()))
+        if self.config.vision_tokens and self.cache.kind == "exact":
+            found = self.teacher.vision_tokens(batch)  # E_T, [I, V, D_T]; of text alone [0, V, D_T], written all the same
+            images = (batch.input_ids == self.image_token_id).sum(-1) // found.shape[1]  # [B]
+            tokens = list(found.split(images.tolist()))
         blocks = self._blocks(batch, inputs) if self.cache.kind == "exact" else [{} for _ in keys]
         return {
             key: Entry(_half(answers[i]), None if ids[i] is None else ids[i].cpu(), _half(tokens[i]), blocks[i])
