@@ -189,7 +189,7 @@ class CacheWriter:
             else:
                 answers = list(states.states.split(counts))
         if self.config.vision_tokens and self.cache.kind == "exact":
-            found = self.teacher.vision_tokens(batch)  # E_T, [I, V, D_T]; of text alone [0, V, D_T], written all the same
+            found = self.teacher.vision_tokens(batch)  # E_T, [I, V, D_T]; I is 0 for text alone
             images = (batch.input_ids == self.image_token_id).sum(-1) // found.shape[1]  # [B]
             tokens = list(found.split(images.tolist()))
         blocks = self._blocks(batch, inputs) if self.cache.kind == "exact" else [{} for _ in keys]
