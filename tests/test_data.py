@@ -133,6 +133,17 @@ def test_a_broken_record_is_listed_before_the_training(tmp_path: Path) -> None:
     assert "no list of turns" in str(caught.value)
 
 
+def test_half_a_character_and_a_path_that_no_disk_takes_cost_their_records_alone(tmp_path: Path) -> None:
+    long = record(2, "a", name="x" * 5000)
+    write(tmp_path, [record(0, "a")])
+    lines = [record(0, "a"), record(1, "bad \ud83d half", images=0), long]
+    (tmp_path / "records.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    rows = _rows(tmp_path)
+    assert [bool(rows[index][1].turns) for index in range(len(rows))] == [True, False]
+    reasons = {entry.record: entry.reason for entry in rows.quarantine.broken()}
+    assert "half of a character" in reasons[1] and "File name too long" in reasons[2]
+
+
 def test_a_batch_lacks_the_record_whose_image_is_broken_and_it_is_counted_once(tmp_path: Path) -> None:
     write(tmp_path, [record(number, "a") for number in range(4)], broken=("2-0.png",))
     for _ in range(2):  # as after an interruption

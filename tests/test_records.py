@@ -63,6 +63,8 @@ def test_a_first_turn_of_gpt_is_left_out_as_upstream_does() -> None:
         ({"image": "/etc/secret.png", "conversations": TURNS}, "is no path below"),
         ({"image": 3, "conversations": TURNS}, "image 3 is no path below"),
         ({"image": [""], "conversations": TURNS}, "image '' is no path below"),
+        ({"conversations": _human("bad \ud83d half")}, "half of a character"),
+        ({"image": "\ud83d.png", "conversations": TURNS}, "is no path below"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_refused_with_its_reason(row: object, reason: str) -> None:

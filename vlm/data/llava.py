@@ -57,6 +57,8 @@ def _turns(row: dict[str, Any], several: bool) -> tuple[tuple[str, str], ...]:
         raise BrokenRecord(f"the turns are from {speakers}; human and gpt must alternate, human first, gpt last")
     if not all(isinstance(turn.get("value"), str) for turn in turns):
         raise BrokenRecord("a turn has no text in `value`")
+    if not all(_encodes(turn["value"]) for turn in turns):
+        raise BrokenRecord("a turn holds half of a character (a lone surrogate such as \\ud83d)")
     values = [_image_first(turn["value"], several) for turn in turns]
     if any(IMAGE in answer for answer in values[1::2]):
         raise BrokenRecord(f"an answer contains {IMAGE}")
@@ -84,7 +86,16 @@ def _check_cuts(turns: tuple[tuple[str, str], ...]) -> None:
 
 
 def _image(images: Path, image: Any) -> str:
-    path = PurePosixPath(image) if isinstance(image, str) and image else None
+    path = PurePosixPath(image) if isinstance(image, str) and image and _encodes(image) else None
     if path is None or path.is_absolute() or ".." in path.parts:  # links inside the folder may lead elsewhere
         raise BrokenRecord(f"image {image!r} is no path below the image folder")
     return str(images / path)
+
+
+def _encodes(text: str) -> bool:
+    """Whether a tokenizer and a file system take it: JSON may hold half of a surrogate pair, which UTF-8 has not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from vlm.machine import cores
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done from 0 to 1
 
-VERSION = 1  # of how records are measured; another number measures anew
+VERSION = 2  # of how records are measured; another number measures anew
 BATCH = 4096  # records measured in one go
 ALONE = 5 * BATCH  # up to so many records starting other processes costs more than it saves
 LOOKED_AT = 100  # images of a file that are looked for before the training
@@ -74,7 +75,7 @@ class MeasuredFile:
         with_image = np.flatnonzero(self.lengths > 0)
         chosen = with_image[np.linspace(0, len(with_image) - 1, min(LOOKED_AT, len(with_image))).astype(np.int64)]
         images = [image for number in chosen for image in self[int(number)].images]
-        return len(images), [image for image in images if not Path(image).is_file()]
+        return len(images), [image for image in images if not os.path.isfile(image)]  # no error for a long name
 
     def _measure(self, folder: Path, encoder: Encoder, progress: Progress) -> None:
         count, processes = len(self.records), cores()
