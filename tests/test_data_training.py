@@ -18,6 +18,7 @@ from distill.training.trainer import ProgressLines
 from pocketvlm.commands.distill import distill
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
+from vlm.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,17 @@ def test_what_was_left_out_is_said_at_the_end(
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["checkpoint"] == str(tmp_path / "run" / "student")
     assert any("the first is record 4 of records" in sentence for sentence in outcome["reports"])
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+def test_too_many_images_that_data_workers_cannot_open_end_the_run(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    write(tmp_path, [record(n, "red") for n in range(6)], broken=tuple(f"{n}-0.png" for n in range(5)))
+    tree = _config(teacher, tmp_path, "random").model_dump() | {"data_workers": 1, "log_steps": 100}
+    tree["stages"][0]["steps"] = steps
+    plain, done = AlignKD.forward, []
+    monkeypatch.setattr(AlignKD, "forward", lambda self, **batch: done.append(1) or plain(self, **batch))
+    with pytest.raises(UserError, match=r"of 6 records are broken, more than max_broken: 0\.2"):
+        worker.train(DistillConfig.parse(tree, "test"), tmp_path / "run")
+    assert len(done) < 15

@@ -101,6 +101,7 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
             callbacks=[ProgressLines(plan.stage.name, plan.done, plan.total), clock, *_tensorboard(config, plan, who)],
         )
         trainer.train(resume_from_checkpoint=last_complete(checkpoints))
+    plan.rows.check()  # of all processes and their data workers
     weights = whole_state(module, who.first)
     if config.zero:
         let_go(module, trainer.accelerator)

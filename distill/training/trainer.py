@@ -21,6 +21,7 @@ from vlm.children import say
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
+CHECK_STEPS = 10  # from one count of what the data workers could not read to the next
 
 
 class DistillTrainer(Trainer):
@@ -54,7 +55,7 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The batches of one step, each told its share in the step's means (distill.training.shares)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.config.data_workers and self.state.global_step % self.config.log_steps == 0:
+        if self.config.data_workers and self.state.global_step % CHECK_STEPS == 0:
             self.train_dataset.check()  # what the data workers could not read
         if batches and (self.args.world_size > 1 or len(batches) > 1):
             for batch, share in zip(batches, shares(self.module, batches, self.args), strict=True):
