@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -127,6 +128,22 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         sys.exit(USER_ERROR)
     except Exception as error:
         _crashed(error, debug)
+
+
+@contextmanager
+def ended_gently() -> Iterator[None]:
+    """Let an end from outside (SIGTERM, SIGHUP) clean up as Ctrl-C does; one that is ignored, as by nohup, stays so."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
+    before = {name: signal.signal(name, interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def explain(error: OSError | MemoryError) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pocketvlm import cli, doctor
-from pocketvlm.console import exit_codes
+from pocketvlm.console import ended_gently, exit_codes
 from pocketvlm.progress import Progress, span
 from vlm.errors import CheckFailed, UserError
 
@@ -266,3 +267,10 @@ def test_progress_is_a_bar_with_the_remaining_time_on_a_terminal() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(4.24, "4.2 s"), (35.2, "35 s"), (250, "4 min 10 s")])
 def test_spans_are_written_as_people_say_them(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_an_end_from_outside_is_an_interruption_and_cleans_up() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(KeyboardInterrupt), ended_gently():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL

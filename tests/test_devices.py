@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_bench.devices import open_device
-from device_bench.devices._remote import is_emulated
+from device_bench.devices._emulated import is_emulated
 from tests.shell_link import ShellLink
 from vlm.errors import UserError
 

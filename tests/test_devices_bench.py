@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,7 @@ def test_energy_is_reported_with_its_source_or_with_the_reason_why_not(
     monkeypatch.setattr("device_bench.devices._passes.Watching.interval_s", 0.1)
     result = bench(artifact, min_seconds=0.5, idle_s=1)
     assert result["energy_j"] is None and "no more than when idle" in result["reasons"]["energy_j"]
-    begin = board.begin_timing
-    monkeypatch.setattr(
-        board, "begin_timing", lambda: (begin(), board.write("class/hwmon/hwmon1/curr1_input", 2000))[0]
-    )
+    when_timed(board, monkeypatch, lambda: board.write("class/hwmon/hwmon1/curr1_input", 2000))
     result = bench(artifact, min_seconds=0.5, idle_s=1)
     assert result["energy_j"]["source"] == "hwmon VDD_IN" and result["energy_j"]["idle_w"] > 4.9
     answers = result["ttft_ms"]["n"]
@@ -158,9 +156,47 @@ def test_a_board_that_throttles_meanwhile_gives_an_invalid_result(
     cpu = "devices/system/cpu/cpu0/cpufreq"
     board.write(f"{cpu}/scaling_max_freq", 2000000)
     board.sensors.locate(board.link)
-    monkeypatch.setattr(board, "begin_timing", lambda: board.write(f"{cpu}/scaling_max_freq", 1000000))
+    when_timed(board, monkeypatch, lambda: board.write(f"{cpu}/scaling_max_freq", 1000000))
     with pytest.raises(CheckFailed, match=r"throttled during the latency pass: the system lowered processor 0"):
         bench(artifact)
+
+
+def test_clocks_that_the_fixed_performance_mode_lowers_are_the_baseline_and_given_back(
+    board: Board, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = "devices/system/cpu/cpu0/cpufreq/scaling_max_freq"
+    board.write(clock, 2000000)
+    board.sensors.locate(board.link)
+
+    def begin() -> bool:
+        board.write(clock, 1000000)
+        return True
+
+    monkeypatch.setattr(board, "begin_timing", begin)
+    monkeypatch.setattr(board, "end_timing", lambda: board.write(clock, 2000000))
+    result = bench(artifact)
+    assert result["valid"] is True and result["state"]["fixed_performance_mode"] is True
+    board.write(clock, 1000000)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    when_timed(board, monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        bench(artifact)
+    assert (board.folder / "sys" / clock).read_text() == "2000000\n" and not Path(board.root()).exists()
+
+
+def when_timed(board: Board, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Let something happen as the runner of the latency pass starts."""
+    answer = board.answer
+
+    def start(job: Any, *words: Any) -> Any:
+        if job.kind == "latency":
+            then()
+        return answer(job, *words)
+
+    monkeypatch.setattr(board, "answer", start)
 
 
 def test_a_runner_that_does_not_run_where_it_was_pinned_gives_an_invalid_result(board: Board, artifact: Path) -> None:

@@ -1,6 +1,8 @@
 """One bench at a time on a device: the second is told who has it, and nobody waits for the dead."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,29 @@ def test_a_claim_that_has_run_out_is_taken_over_and_its_owner_is_told(link: Shel
         first.take(60)
 
 
+@pytest.mark.parametrize("before", [None, "ab12 elsewhere:1 100\n", "ab12"])
+def test_of_several_that_find_the_device_free_at_once_one_takes_it(
+    link: ShellLink, tmp_path: Path, before: str | None
+) -> None:
+    def take(claim: Claim) -> bool:
+        start.wait()
+        try:
+            claim.take(60)
+        except UserError:
+            return False
+        return True
+
+    for attempt in range(10):
+        claims = [another(link, tmp_path / f"x{attempt}") for _ in range(4)]
+        if before:
+            Path(claims[0].file).write_text(before)
+        start = threading.Barrier(len(claims))
+        with ThreadPoolExecutor(len(claims)) as pool:
+            took = list(pool.map(take, claims))
+        assert took.count(True) == 1 and [claim.is_ours() for claim in claims] == took
+        assert [path.name for path in tmp_path.glob(f"x{attempt}.lock*")] == [f"x{attempt}.lock"]
+
+
 def test_a_bench_of_this_computer_that_died_is_not_waited_for(link: ShellLink, tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
@@ -70,9 +95,9 @@ def test_cleaning_up_leaves_the_files_of_the_bench_that_has_the_device(link: She
 
     other = another(link, tmp_path / "x")
     other.take(60)
-    (tmp_path / "x").mkdir()
     device = Board("me", "board", 22)
     device.link = link
+    device.workspace.own()
     with pytest.raises(UserError, match="in use"):
         device.claim.take(60)
     device.clean_up()

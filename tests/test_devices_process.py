@@ -1,6 +1,7 @@
 """A process on a device, driven over this machine's shell: followed over breaks, killed, and nothing of it left."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 from device_bench.devices import _link, _process
 from device_bench.devices._link import quote
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
-from device_bench.devices._workspace import Workspace
 from tests.shell_link import NASTY, ShellLink
 from vlm.errors import CheckFailed
 
@@ -146,10 +146,24 @@ def test_what_a_process_writes_to_its_home_stays_in_the_folder(link: ShellLink, 
     assert (tmp_path / "job" / "out").read_text().split() == [str(tmp_path / "job")] * 3
 
 
+def test_what_a_bench_that_never_came_back_left_is_removed_by_the_device(
+    link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_process, "ORPHANED_S", 0)
+    job, until = tmp_path / "job", time.monotonic() + 20
+    job.mkdir()
+    Process(link, str(job), ["sleep", "60"], 1, orphaned=f"echo restored >{tmp_path}/clocks; rm -rf {job}")
+    while job.exists() and time.monotonic() < until:
+        pass
+    assert not job.exists() and (tmp_path / "clocks").read_text() == "restored\n"
+    kill_all(link, str(job))
+    assert alive(job) == []
+
+
 def test_a_process_whose_folder_was_removed_is_killed_too(link: ShellLink, tmp_path: Path) -> None:
     process = start(link, tmp_path / "job", "sleep 60")
     (tmp_path / "job" / "out").unlink()
-    Workspace(link, str(tmp_path / "job")).remove()
+    shutil.rmtree(tmp_path / "job")
     assert works_in(process.pid) == f"{tmp_path}/job (deleted)"
     kill_all(link, str(tmp_path / "job"))
     assert works_in(process.pid) is None

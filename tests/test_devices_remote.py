@@ -1,13 +1,16 @@
 """The folder on a device, driven over this machine's shell: checked, followed over breaks, and nothing left."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from device_bench.devices import _link, adb, ssh
-from device_bench.devices._link import Lost
+from device_bench.devices._link import Lost, quote
 from device_bench.devices._sensors import Sensors
+from device_bench.devices._ssh_link import by_sh
 from device_bench.devices._workspace import Workspace
 from device_bench.sensors.base import Absent
 from tests.shell_link import NASTY, ShellLink
@@ -132,9 +135,83 @@ def test_a_folder_that_is_not_plain_is_never_worked_in(link: ShellLink, root: st
 
 def test_removing_the_folder_is_checked(space: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_text("x")
+    space.own()
     space.push({"deep/er/a.bin": tmp_path / "a.bin"})
     space.remove()
     assert not Path(space.root).exists()
+
+
+def test_a_folder_of_the_users_is_refused_and_neither_it_nor_what_runs_there_is_touched(
+    link: ShellLink, tmp_path: Path
+) -> None:
+    device = board(link, tmp_path / "home")
+    mine = tmp_path / "home" / "mine"
+    (mine / "jobs").mkdir(parents=True)
+    (mine / "table.csv").write_text("x")
+    for folder in (mine, mine / "jobs"):
+        with subprocess.Popen(["sleep", "60"], cwd=folder) as process:
+            device.claim.take(60)
+            with pytest.raises(UserError, match=r"no bench has made it.*Move it away"):
+                device._bring()
+            device.clean_up()
+            assert process.poll() is None and (mine / "table.csv").read_text() == "x"
+            process.kill()
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["mine"]
+
+
+def test_what_runs_beside_our_jobs_is_not_killed(link: ShellLink, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    device = board(link, tmp_path / "home")
+    device.claim.take(60)
+    device._bring()
+    with subprocess.Popen(["sleep", "60"], cwd=device.root()) as process:
+        device.clean_up()
+        assert process.poll() is None and list((tmp_path / "home").iterdir()) == []
+        process.kill()
+
+
+def test_removing_the_lock_as_its_message_advises_does_not_keep_a_bench_from_cleaning_up(
+    link: ShellLink, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    device = board(link, tmp_path / "home")
+    device.claim.take(60)
+    device._bring()
+    Path(device.claim.file).unlink()
+    device.clean_up()
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def board(link: ShellLink, home: Path) -> ssh.SshDevice:
+    class Board(ssh.SshDevice):
+        def root(self) -> str:
+            return str(home / "mine")
+
+    device = Board("me", "board", 22)
+    device.link = link
+    return device
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "tcsh", "fish"])
+def test_a_script_means_the_same_under_every_login_shell(shell: str) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    words = [*NASTY, "!x", "a!b", "\\n", "%s", "\\'"]
+    script = f"cd / # it's\nn='1 2'; printf '%s,' $n /nothere*; printf '%s\\0' {quote(*words)}"
+    done = subprocess.run([shell, "-c", by_sh(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "1,2,/nothere*," + "".join(f"{word}\0" for word in words)
+
+
+def test_a_home_behind_a_symbolic_link_is_named_as_the_kernel_names_it(
+    link: ShellLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to("real")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    device = ssh.SshDevice("me", "board", 22)
+    device.link = link
+    assert device.root() == f"{tmp_path}/real/.pocketvlm-bench"
+    assert Workspace(link, device.root()).root == device.root()
 
 
 def test_fixed_clocks_are_given_back_even_when_the_connection_broke_in_between(

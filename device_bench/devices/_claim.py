@@ -2,7 +2,8 @@
 
 Two benches would slow each other down and remove each other's files. The file is made in one step (`set -C`), carries
 the moment until which it counts on the device's own clock, and is renewed before every pass, so that a bench that died
-keeps nobody waiting for ever.
+keeps nobody waiting for ever. A file that is there is replaced only by who could make the folder named after its
+holder, and after another look at it: of two who find it run out, one takes it. Whoever took it reads it back.
 """
 
 import errno
@@ -16,12 +17,29 @@ from vlm.errors import UserError
 
 MARGIN_S = 300  # beyond what a pass may take, for what lies between two
 _TAKE = """
-now=$(date +%s); line="{token} {who} $((now+{seconds}))"
-(set -C; echo "$line" >{file}) 2>/dev/null && exit 0
+now=$(date +%s); end=$((now+{seconds})); line="{token} {who} $end"; i=0
+take() {{
+while [ $i -lt 30 ]; do
+i=$((i+1)); held=; who=; until=0
+(set -C; echo "$line" >{file}) 2>/dev/null
 read held who until 2>/dev/null <{file}
-case $held in ''|{token}|{dead}) until=0;; esac
-[ "${{until:-0}}" -gt "$now" ] && echo "$held $who $((until-now))" && exit 3
-echo "$line" >{file}.{token} && mv {file}.{token} {file}
+[ "$held $until" = "{token} $end" ] && return 0
+turn=$held
+case $held in
+{token}|{dead}) ;;
+''|*[!0-9a-f]*) [ $i -lt 20 ] && turn= || turn=nobody;;
+*) [ "${{until:-0}}" -gt "$now" ] && echo "$held $who $((until-now))" && return 3;;
+esac
+if [ "$turn" ] && mkdir {file}.$turn 2>/dev/null; then
+again=; read again rest 2>/dev/null <{file}
+[ "$again" = "$held" ] && echo "$line" >{file}.{token}.new && mv {file}.{token}.new {file}
+rmdir {file}.$turn
+else sleep 0.1; fi
+done
+echo "${{held:-nobody}} ${{who:--}} 60"; return 3
+}}
+echo "$line" >{file}.{token}.new || exit 1
+take; code=$?; rm -f {file}.{token}.new; exit $code
 """
 _HELD = 3
 
@@ -35,7 +53,7 @@ class Claim:
     """
 
     def __init__(self, link: Link, root: str) -> None:
-        self._link, self.file = link, f"{root}.lock"
+        self._link, self.file, self._taken = link, f"{root}.lock", False
         self._token, self._host = secrets.token_hex(8), re.sub(r"[^\w.-]", "-", socket.gethostname()) or "unknown"
 
     def take(self, seconds: float) -> None:
@@ -51,8 +69,9 @@ class Claim:
             minutes = -(-int(holder[2]) // 60)
             raise UserError(
                 f"--device {self._link.spec}: in use: another bench ({holder[1]}) has it for at most {minutes} more "
-                f"min. Wait for it; if it is no more, remove {self.file} there."
+                f"min. Wait for it; if it is no more, remove {self.file}* there."
             )
+        self._taken = True
 
     def holder(self) -> str | None:
         """Which bench of another process has the device now, or None."""
@@ -62,8 +81,8 @@ class Claim:
         return held[1] if valid and held[0] != self._token else None
 
     def is_ours(self) -> bool:
-        """Whether no other bench has taken the device."""
-        return self._link.output("cat", self.file).split()[:1] == [self._token]
+        """Whether this bench took the device and no other has since; a file that somebody removed changes nothing."""
+        return self._taken and self._link.output("cat", self.file).split()[:1] in ([], [self._token])
 
     def release(self) -> None:
         """Let others have the device."""

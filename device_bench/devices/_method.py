@@ -10,6 +10,7 @@ from typing import Any
 from device_bench.devices._link import Link, Lost
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.sensors.base import Absent
+from vlm.errors import UserError
 
 POLL_S = 15.0
 SETTLED = 0.05  # warm-up is over when three answers in a row lie this close to their median
@@ -23,6 +24,7 @@ def observe(link: Link, sensors: Sensors, seconds: float, interval_s: float = 1.
 
     Raises:
         Lost: the connection broke.
+        UserError: the device does not do what the script says.
     """
     count = max(1, round(seconds / interval_s) + 1)
     script = (
@@ -41,6 +43,8 @@ def observe(link: Link, sensors: Sensors, seconds: float, interval_s: float = 1.
             readings.append(sensors.read(when, lines))
         when, lines = (float(match[1]) if match else None), []
         if line == "@end":
+            if not readings:
+                raise UserError(f"--device {link.spec}: nothing but {lines} was read there, not even /proc/uptime.")
             return readings
     raise Lost("the connection broke while the sensors were read")
 

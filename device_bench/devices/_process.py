@@ -15,12 +15,15 @@ _LEADER = (
     "echo $$ >pid.part; mv pid.part pid; (sleep {seconds}; : >late; kill -9 -- -$$) & "
     '"$@" >out 2>err; echo $? >exit.part; mv exit.part exit; kill -9 -- -$$'
 )
+# Long after the deadline, in a session of its own: nobody came to end this process, so nobody will clean up.
+ORPHANED_S = 600
 # What an engine writes to its user's home, such as ONNX Runtime's telemetry, stays in the folder that is removed.
 _START = """
 cd {folder} || exit 9
 export HOME={folder} XDG_CACHE_HOME={folder} TMPDIR={folder} ORT_DISABLE_TELEMETRY=1
 rm -f pid exit late out err leader results.txt
 setsid sh -c {leader} sh {command} </dev/null >/dev/null 2>leader &
+setsid sh -c {orphaned} </dev/null >/dev/null 2>&1 &
 i=0
 while ! [ -s pid ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
 cat pid {boot}
@@ -36,7 +39,7 @@ state=died
 [ -e exit ] && state=ended
 echo "@time $(cat /proc/uptime)"
 {sensors}
-m=$(grep -c '' results.txt 2>/dev/null)
+m=$(cat results.txt 2>/dev/null | wc -l)
 if [ "${{m:-0}}" -gt $n ]; then
 echo @results; sed -n "$((n+1)),${{m}}p" results.txt; n=$m; echo @end
 fi
@@ -78,18 +81,24 @@ class Watch:
 class Process:
     """A process started in a folder on the device."""
 
-    def __init__(self, link: Link, folder: str, command: Sequence[str], timeout_s: float) -> None:
-        """Start it.
+    def __init__(self, link: Link, folder: str, command: Sequence[str], timeout_s: float, orphaned: str = ":") -> None:
+        """Start it; `orphaned` is a script that the device runs if nobody has killed it long after its deadline.
 
         Raises:
             Lost: the connection broke.
             CheckFailed: it did not start.
         """
         self.link, self.folder = link, folder
-        leader = _LEADER.format(seconds=max(1, round(timeout_s)))
-        done = link.run(
-            _START.format(folder=quote(folder), leader=quote(leader), command=quote(*command), boot=quote(BOOT))
+        seconds = max(1, round(timeout_s))
+        leader, late = _LEADER.format(seconds=seconds), f"sleep {seconds + ORPHANED_S}; {orphaned}"
+        script = _START.format(
+            folder=quote(folder),
+            leader=quote(leader),
+            orphaned=quote(late),
+            command=quote(*command),
+            boot=quote(BOOT),
         )
+        done = link.run(script)
         words = done.out.split()
         if done.code != 0 or len(words) != 2 or not words[0].isdigit():
             reason = (done.err or done.out).strip().splitlines()[-1:] or ["no process id was left"]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from device_bench.devices import _passes
 from device_bench.devices._bundle import bundle, own_bundle
 from device_bench.devices._claim import MARGIN_S, Claim
-from device_bench.devices._link import Link, Lost
+from device_bench.devices._link import Link, Lost, quote
 from device_bench.devices._method import observe
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
@@ -122,7 +122,8 @@ class RemoteDevice(Device):
     def _bring(self, fresh: bool = False) -> None:
         """Bring bundle and artifact; `fresh` removes an earlier artifact first."""
         space = self.workspace
-        kill_all(self.link, space.root)  # what an interrupted measurement has left
+        space.own()
+        kill_all(self.link, space.path("jobs"))  # what an interrupted measurement has left
         if fresh:
             self.link.words("rm", "-rf", *map(space.path, ("artifact", "jobs", "pictures")))
         space.push(self._files)
@@ -198,9 +199,8 @@ class RemoteDevice(Device):
         space.push({f"pictures/{picture}": self._scratch / picture for picture in pictures})
         folder = space.path(name)
         kill_all(self.link, space.path("jobs"))
-        process = Process(
-            self.link, folder, [*watch.prefix, *bundle.command(space.path("bundle")), folder], job.timeout_s
-        )
+        command = [*watch.prefix, *bundle.command(space.path("bundle")), folder]
+        process = Process(self.link, folder, command, job.timeout_s, self.orphaned())
 
         def on_line(line: str) -> None:
             read_line(results, line)
@@ -246,8 +246,13 @@ class RemoteDevice(Device):
             "energy": energy,
         }
 
-    def begin_timing(self) -> None:
-        """Change what the device's system offers for steady measurements."""
+    def orphaned(self) -> str:
+        """The script that the device runs by itself, once no bench comes back to clean up."""
+        return f"rm -rf {quote(self.workspace.root, self.claim.file)}"
+
+    def begin_timing(self) -> bool:
+        """Change what the device's system offers for steady measurements; returns whether it did."""
+        return False
 
     def end_timing(self) -> None:
         """Restore what `begin_timing` changed; called again when all is over, in case the connection broke."""
@@ -275,9 +280,11 @@ class RemoteDevice(Device):
         if not self.claim.is_ours():
             return  # what runs there now is another bench's
         self.end_timing()
-        kill_all(self.link, self.workspace.root)
-        self.workspace.remove()
-        kill_all(self.link, self.workspace.root)  # what a broken connection started late, now without a folder
+        if not self.workspace.is_somebodys():
+            jobs = self.workspace.path("jobs")
+            kill_all(self.link, jobs)
+            self.workspace.remove()
+            kill_all(self.link, jobs)  # what a broken connection started late, now without a folder
         self.claim.release()
 
 
@@ -288,12 +295,3 @@ def _ending(code: int | None, failed: str | None) -> str:
         name = "a signal" if code is None else f"signal {code - 128}"
         return f"was killed by {name}" + (" (most often: out of memory)." if code in (None, 137) else ".")
     return f"ended with exit code {code}."
-
-
-def is_emulated(link: Link) -> bool:
-    """Whether the processor is not a real one: another architecture's kernel beneath, or a virtual machine's board."""
-    machine = link.output("uname", "-m").strip()
-    beneath = link.output("cat", "/proc/sys/kernel/arch").strip()
-    board = link.output("cat", "/proc/device-tree/compatible").replace("\0", " ")
-    other = bool(beneath and machine and beneath != machine and not {beneath, machine} <= {"aarch64", "armv8l"})
-    return other or any(name in board for name in ("dummy-virt", "ranchu", "goldfish"))

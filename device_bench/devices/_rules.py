@@ -1,10 +1,11 @@
 """The rules around one timed pass on a device: what is recorded before and after, and which rules the run broke."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from device_bench.devices._link import Lost
 from device_bench.devices._method import Gate, cool_down, first_throttled, observe, settled_after
 from device_bench.devices._requests import Reply, Results
 from device_bench.devices._sensors import BOARD_LIMIT_C, PHONE_LIMIT_C, Reading, state
@@ -21,9 +22,16 @@ class TimedRun:
     """What is known about the circumstances of a timed pass."""
 
     def __init__(
-        self, device: "RemoteDevice", job: "Job", gate: Gate, idle: list[Reading], before: dict[str, Any]
+        self,
+        device: "RemoteDevice",
+        job: "Job",
+        gate: Gate,
+        steady: bool,
+        idle: list[Reading],
+        before: dict[str, Any],
     ) -> None:
-        self._device, self._job, self._gate, self.idle, self._before = device, job, gate, idle, before
+        self._device, self._job, self._gate, self._steady = device, job, gate, steady
+        self.idle, self._before = idle, before
         self._after: dict[str, Any] = {}
         self._broken: list[str] = [gate.problem] if gate.problem else []
 
@@ -58,7 +66,11 @@ class TimedRun:
         return {
             "before": self._before,
             "after": self._after,
-            "method": {"gate": asdict(self._gate), "processors": known(cluster)},
+            "method": {
+                "gate": asdict(self._gate),
+                "processors": known(cluster),
+                "fixed_performance_mode": self._steady,
+            },
             "notes": notes,
             "broken_rules": [] if self._device.emulated else self._broken,
         }
@@ -80,14 +92,22 @@ def measured(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Itera
         0 if device.emulated else job.cool_s,
         lambda text: on_progress(0.0, text),
     )
-    idle = observe(link, sensors, 0)
+    try:
+        steady = device.begin_timing()  # before the idle device is watched: its clocks are the baseline
+        idle = _idle(device, job, on_progress)
+        yield TimedRun(device, job, gate, steady, idle, before)
+    finally:
+        with suppress(Lost):  # then `clean_up` does it
+            device.end_timing()
+
+
+def _idle(device: "RemoteDevice", job: "Job", on_progress: Progress) -> list[Reading]:
+    idle = observe(device.link, device.sensors, 0)
     measurable = not (isinstance(idle[0].power_mw, Absent) and isinstance(idle[0].counter_mj, Absent))
     if measurable and job.idle_s:
         on_progress(0.0, "watching the idle device")
-        idle = observe(link, sensors, job.idle_s)
-    device.begin_timing()
-    yield TimedRun(device, job, gate, idle, before)
-    device.end_timing()
+        idle = observe(device.link, device.sensors, job.idle_s)
+    return idle
 
 
 def telemetry_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:

@@ -26,6 +26,16 @@ NEXT_STEP = {
 }
 
 
+def by_sh(script: str) -> str:
+    """A command that runs `script` by sh under any login shell.
+
+    csh ends a quoted word at a newline and expands ! in it, zsh splits and globs otherwise, fish reads \\' in quotes:
+    one line of characters that mean nothing to any of them.
+    """
+    plain = "".join(f"\\0{ord(char):03o}" if char in "\\'!\n" else char for char in script)
+    return f"exec sh -c 'eval \"$(printf %b \"$1\")\"' sh '{plain}'"
+
+
 class SshLink(Link):
     """One Linux machine with a key-based login."""
 
@@ -58,8 +68,8 @@ class SshLink(Link):
             raise UserError(f"--device {self.spec}: cannot be reached: {self._advice(done.stderr)}")
 
     def command(self, script: str) -> list[str]:
-        """Run in the login's shell; all commands share one connection."""
-        return ["ssh", *self._options(), "-p", str(self.port), "-l", self.user, "--", self.host, script]
+        """Run by sh, whatever the login's shell is; all commands share one connection."""
+        return ["ssh", *self._options(), "-p", str(self.port), "-l", self.user, "--", self.host, by_sh(script)]
 
     def send(self, file: Path, to: str, timeout_s: float) -> None:
         """Write a file through the shell: no sftp server is needed there."""

@@ -14,6 +14,14 @@ SECONDS_PER_BYTE = 1 / 500_000  # a slow cable
 HASHING_S = 120.0
 ATTEMPTS = 3
 NO_SPACE = "No space left on device"
+MARKER = ".pocketvlm"  # lies in a folder that this program made; any other is somebody's
+_NOT_OURS = 4
+_OWN = f"""
+[ -e {{root}}/{MARKER} ] && exit 0
+rmdir {{root}} 2>/dev/null
+if [ -e {{root}} ] || [ -L {{root}} ]; then exit {_NOT_OURS}; fi
+mkdir {{root}} && : >{{root}}/{MARKER}
+"""
 
 
 class Workspace:
@@ -21,11 +29,11 @@ class Workspace:
 
     Args:
         link: the connection.
-        root: absolute path of the folder; it is made, and removed with all that is in it.
+        root: absolute path of the folder; `own` makes it, `remove` removes it with all that is in it.
     """
 
     def __init__(self, link: Link, root: str) -> None:
-        if not re.fullmatch(r"(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*){2,}", root):
+        if not re.fullmatch(r"(/[.]?[A-Za-z0-9_+-][A-Za-z0-9._+-]*){2,}", root):
             raise UserError(
                 f"--device {link.spec}: {root!r} is no folder that can be worked in: a plain path expected."
             )
@@ -45,6 +53,26 @@ class Workspace:
                     "expected. Rename it."
                 )
         return "/".join([self.root, *parts])
+
+    def own(self) -> None:
+        """Make the folder with a marker in it, or find the marker of an earlier bench.
+
+        Raises:
+            UserError: the folder is somebody else's, or cannot be made.
+            Lost: the connection broke.
+        """
+        done = self.link.run(_OWN.format(root=quote(self.root)))
+        if done.code == _NOT_OURS:
+            raise UserError(
+                f"--device {self.link.spec}: {self.root} is there, and no bench has made it: it has no {MARKER}. "
+                "Move it away and try again."
+            )
+        if done.code != 0:
+            raise self._not_made(done.err)
+
+    def is_somebodys(self) -> bool:
+        """Whether there is a folder of this name that no bench has made."""
+        return self.link.run(f"[ -e {quote(self.root)} ] && ! [ -e {quote(self.root)}/{MARKER} ]").code == 0
 
     def push(self, files: Mapping[str, Path]) -> list[str]:
         """Bring files there: only those whose content is not there yet, each checked by its SHA-256 afterwards.
@@ -98,7 +126,10 @@ class Workspace:
             UserError: something of it is still there.
             Lost: the connection broke.
         """
-        done = self.link.run(f"rm -rf {quote(self.root)}; ! [ -e {quote(self.root)} ]", HASHING_S)
+        # The marker goes last: a removal that is cut off can be taken up again.
+        done = self.link.run(
+            f"rm -rf {quote(self.root)}/*; rm -rf {quote(self.root)}; ! [ -e {quote(self.root)} ]", HASHING_S
+        )
         if done.code != 0:
             reason = done.err.strip().splitlines()[-1:] or ["no reason given"]
             raise UserError(
@@ -122,11 +153,14 @@ class Workspace:
         parent = self.root.rpartition("/")[0]
         done = self.link.run(f"mkdir -p {quote(self.root)} && df -k {quote(parent)}")
         if done.code != 0:
-            reason = done.err.strip().splitlines()[-1:] or ["no reason given"]
-            raise UserError(f"--device {self.link.spec}: {self.root} cannot be made: {reason[0]}.")
+            raise self._not_made(done.err)
         match = re.search(r"\s(\d+)\s+\d+%\s+/\S*\s*$", done.out)
         if match and int(match[1]) * 1024 < needed:
             raise self._full(needed, int(match[1]) // 1024)
+
+    def _not_made(self, said: str) -> UserError:
+        reason = said.strip().splitlines()[-1:] or ["no reason given"]
+        return UserError(f"--device {self.link.spec}: {self.root} cannot be made: {reason[0]}.")
 
     def _full(self, needed: int, free_mb: int | None) -> UserError:
         found = "" if free_mb is None else f", {free_mb} MiB are free"

@@ -3,7 +3,8 @@
 import re
 
 from device_bench.devices._adb_link import NETWORK_SERIAL, AdbLink
-from device_bench.devices._remote import RemoteDevice, is_emulated
+from device_bench.devices._emulated import is_emulated
+from device_bench.devices._remote import RemoteDevice
 from device_bench.devices.base import memory_mb
 from device_bench.sensors import properties
 from device_bench.sensors.base import known
@@ -11,7 +12,7 @@ from device_bench.telemetry import Identity
 from vlm.errors import UserError
 
 # The one place where adb's user may write and execute.
-ROOT = "/data/local/tmp/pocketvlm"
+ROOT = "/data/local/tmp/.pocketvlm-bench"
 FIXED_CLOCKS = "cmd power set-fixed-performance-mode-enabled {}"
 
 
@@ -47,10 +48,16 @@ class AdbDevice(RemoteDevice):
             memory_mb=memory,
         )
 
-    def begin_timing(self) -> None:
+    def begin_timing(self) -> bool:
         """Ask Android 11 and later for clocks that can be held without heat; older ones have no such mode."""
         self._fixed_clocks = True  # as long as it is unknown whether the command arrived
         self._fixed_clocks = self.link.run(FIXED_CLOCKS.format("true")).code == 0
+        return self._fixed_clocks
+
+    def orphaned(self) -> str:
+        """The script that restores what a bench that is no more has left."""
+        restore = f"{FIXED_CLOCKS.format('false')}; " if self._fixed_clocks else ""
+        return restore + super().orphaned()
 
     def end_timing(self) -> None:
         """Give the clocks back to the system."""

@@ -2,7 +2,8 @@
 
 import re
 
-from device_bench.devices._remote import RemoteDevice, is_emulated
+from device_bench.devices._emulated import is_emulated
+from device_bench.devices._remote import RemoteDevice
 from device_bench.devices._ssh_link import SshLink
 from device_bench.devices.base import memory_mb
 from device_bench.telemetry import Identity, field
@@ -23,7 +24,8 @@ class SshDevice(RemoteDevice):
 
     def root(self) -> str:
         """The folder on the machine that is ours, in the login's home."""
-        return f"{self.link.run('cd && pwd').out.strip()}/pocketvlm-bench"
+        # Without symbolic links, as /proc/PID/cwd names it.
+        return f"{self.link.run('cd && pwd -P').out.strip()}/.pocketvlm-bench"
 
     def look(self) -> Identity:
         """Identify the device over a connection that works."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from device_bench.sensors.base import Absent
 
+EMULATORS = ("ranchu", "goldfish", "cutf", "vsoc")  # Android's emulator, Cuttlefish
 _LINE = re.compile(r"\[([^\[\]]+)\]: \[(.*)\]")
 
 
@@ -40,8 +41,15 @@ def identity(text: str) -> Properties:
         abi=_first(said, "ro.product.cpu.abi"),
         name=" ".join(filter(None, names)) or Absent("no ro.product.model"),
         android=_first(said, "ro.build.version.release"),
-        emulated="1" in (said.get("ro.kernel.qemu"), said.get("ro.boot.qemu")),
+        emulated=_emulated(said),
     )
+
+
+def _emulated(said: dict[str, str]) -> bool:
+    board = {said.get(name, "").lower() for name in ("ro.hardware", "ro.boot.hardware")}
+    kinds = said.get("ro.build.characteristics", "").split(",")
+    asked = "1" in (said.get("ro.kernel.qemu"), said.get("ro.boot.qemu"))
+    return asked or "emulator" in kinds or any(name.startswith(EMULATORS) for name in board)
 
 
 def _first(said: dict[str, str], *names: str) -> str | Absent:
