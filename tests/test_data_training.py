@@ -123,3 +123,11 @@ def test_too_many_images_that_data_workers_cannot_open_end_the_run(
     with pytest.raises(UserError, match=r"of 6 records are broken, more than max_broken: 0\.2"):
         worker.train(DistillConfig.parse(tree, "test"), tmp_path / "run")
     assert len(done) < 15
+
+
+def test_what_a_data_worker_says_has_no_traceback(teacher: Path, tmp_path: Path) -> None:
+    write(tmp_path, [record(n, "red") for n in range(3)], broken=tuple(f"{n}-0.png" for n in range(3)))
+    tree = _config(teacher, tmp_path, "random").model_dump() | {"data_workers": 1}
+    tree["stages"][0]["data"]["max_broken"] = 1.0
+    with pytest.raises(UserError, match=r"^stage s: neither record \d nor .* repair or remove broken records\.$"):
+        worker.train(DistillConfig.parse(tree, "test"), tmp_path / "run")

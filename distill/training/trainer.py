@@ -18,6 +18,7 @@ from distill.training.processes import Processes
 from distill.training.shares import shares
 from distill.training.zero import deepspeed_settings
 from vlm.children import say
+from vlm.errors import UserError
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
@@ -54,7 +55,10 @@ class DistillTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The batches of one step, each told its share in the step's means (distill.training.shares)."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except UserError as error:  # a data worker's comes with the worker's traceback before its message
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
         if self.config.data_workers and self.state.global_step % CHECK_STEPS == 0:
             self.train_dataset.check()  # what the data workers could not read
         if batches and (self.args.world_size > 1 or len(batches) > 1):
