@@ -19,7 +19,6 @@ from distill.config import DistillConfig
 from distill.run import run
 from distill.training import worker
 from distill.training.launch import command
-from distill.training.zero import prepare_deepspeed
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 from vlm.errors import UserError
@@ -157,9 +156,13 @@ def test_weights_that_only_the_optimizer_has_in_float32_are_saved(level: int, te
 
 
 @NEEDS_DEEPSPEED
-def test_a_setting_that_deepspeed_does_not_know_is_refused(teacher: Path) -> None:
+def test_a_setting_that_deepspeed_does_not_know_is_refused_before_anything_is_done(
+    teacher: Path, tmp_path: Path
+) -> None:
+    config = _config(teacher, zero={"stage": 3, "settings": {"stage3_prefetch": 1}})
     with pytest.raises(UserError, match=r"zero\.settings: stage3_prefetch: 1 found, which DeepSpeed"):
-        prepare_deepspeed(_config(teacher, zero={"stage": 3, "settings": {"stage3_prefetch": 1}}))
+        worker.train(config, tmp_path / "student")
+    assert not list(tmp_path.iterdir())
 
 
 def _same_to_the_bit(straight: Path, resumed: Path) -> None:

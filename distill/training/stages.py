@@ -24,7 +24,7 @@ from distill.teacher.signals import TeacherSignals
 from distill.training.forecast import forecast
 from distill.training.processes import Processes
 from distill.training.trainer import COMPLETE, Clock, DistillTrainer, ProgressLines, training_arguments
-from distill.training.zero import let_go, prepare_deepspeed, whole_state
+from distill.training.zero import let_go, whole_state
 from vlm.errors import UserError, install_hint
 from vlm.folders import write_atomic
 
@@ -85,8 +85,6 @@ def train_stage(module: AlignKD, config: DistillConfig, plan: Plan, clock: Clock
         return list(json.loads(plan.log.read_text()))
     _say_forecast(module, config, plan, who)
     _keep_computed(module, plan, who)
-    if config.zero:
-        prepare_deepspeed(config)
     checkpoints = plan.work / plan.stage.name
     with _tower_apart(module, config) if config.zero or torch.cuda.is_available() else nullcontext():
         trainer = DistillTrainer(

@@ -26,6 +26,7 @@ from distill.training.lora import merge_lora
 from distill.training.processes import Processes, joined
 from distill.training.stages import Plan, rebuilt, stage_steps, train_stage
 from distill.training.trainer import Clock
+from distill.training.zero import prepare_deepspeed
 from vlm.children import end_with_parent, say
 from vlm.data.collator import Encoder
 from vlm.errors import CheckFailed, UserError
@@ -36,6 +37,8 @@ from vlm.models.checkpoint import save_checkpoint
 def train(config: DistillConfig, out: Path) -> None:
     """Train all stages into the folder `out`; what an interrupted run left in `<out>.partial` is used."""
     torch.set_num_threads(config.threads)
+    if config.zero:
+        prepare_deepspeed(config)
     with joined(Processes.from_launcher()) as who, _folder(config, out, who) as folder:
         work = folder / "work"
         work.mkdir(exist_ok=True)
