@@ -201,7 +201,11 @@ class AlignKD(nn.Module):
     def weight(self, name: str) -> Tensor:
         """Outer weight of a term as the loss has it now, a scalar."""
         learned = self.rule(name).learned is not None
-        base = wide(self.adapters[LEARNED + name]()).exp() if learned else self.get_buffer(f"weight_{name}").clone()
+        base = (
+            wide(self.adapters[LEARNED + name]()).exp().squeeze(0)
+            if learned
+            else self.get_buffer(f"weight_{name}").clone()
+        )
         return base * self.fade(name)
 
     def _price(self, name: str, weight: Tensor) -> Tensor | float:
@@ -240,5 +244,5 @@ def adapters(
         found["vision"] = nn.Linear(teacher.width, text.hidden_size)  # P_V, [D_S, D_T] and [D_S]
     for name, term in config.terms.items():
         if teacher and term.weight.learned is not None:
-            found[LEARNED + name] = Held(torch.zeros(()))
+            found[LEARNED + name] = Held(torch.zeros(1))  # DeepSpeed takes no scalars
     return found

@@ -44,6 +44,8 @@ class Zero(Config):
     def _weights_that_are_split(self) -> "Zero":
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload: all needs stage 3, which splits the weights; {self.stage} found")
+        if own := sorted({"stage", "offload_optimizer", "offload_param"} & set(self.settings)):
+            raise ValueError(f"settings: {own[0]} has a key of its own: use zero.stage and zero.offload")
         return self
 
 

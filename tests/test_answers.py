@@ -187,3 +187,17 @@ def test_under_autocast_both_ways_agree(factor: float) -> None:
         found.append(torch.autograd.grad(ce + factor * kl, (states, ours.weight)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0.02 * float(other.abs().max()))
+
+
+def test_small_gradients_do_not_vanish_in_float16() -> None:
+    torch.manual_seed(0)
+    tokens, vocabulary, scale = 12000, 2000, 2.0**13  # the mean's gradient of most logits is below float16's least
+    states = torch.randn(tokens, 16, requires_grad=True)
+    head, labels = nn.Linear(16, vocabulary, bias=False), torch.randint(vocabulary, (tokens,))
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            ce, _ = answer_losses(states, labels, head, vocabulary, chunk=2000 * vocabulary)
+        found.append(torch.autograd.grad(ce * scale, (states, head.weight)))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 2e-3 * one.norm()

@@ -17,9 +17,10 @@ def _history(values: list[float], norm: float) -> list[dict]:
 
 
 def test_a_term_that_does_nothing_or_collapses_is_reported() -> None:
-    assert "does nothing" in reports(_history([1e-3, 9e-4], norm=1e-4))[0]
-    assert "collapsed" in reports(_history([1e-3, 1e-12], norm=0.3))[0]
-    assert reports(_history([1.0, 0.5], norm=0.3)) == []
+    assert "does nothing" in reports(_history([1e-3, 9e-4], norm=1e-4), ["attention"])[0]
+    assert "collapsed" in reports(_history([1e-3, 1e-12], norm=0.3), ["attention"])[0]
+    assert reports(_history([1.0, 0.5], norm=0.3), ["attention"]) == []
+    assert "vision term never" in reports(_history([1.0, 0.5], norm=0.3), ["attention", "vision"])[0]
 
 
 def test_a_gradient_that_stays_zero_stops_the_run() -> None:

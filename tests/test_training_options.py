@@ -21,7 +21,7 @@ from distill.training.forecast import forecast
 from distill.training.processes import Processes
 from distill.training.stages import stage_steps
 from tests.tiny import save_random_checkpoint
-from vlm.errors import UserError
+from vlm.errors import CheckFailed, UserError
 from vlm.models.checkpoint import load_checkpoint
 
 
@@ -43,6 +43,14 @@ def _config(teacher: Path, **changes: Any) -> DistillConfig:
         **changes,
     }
     return DistillConfig.parse(tree, "test")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(teacher: Path, tmp_path: Path) -> None:
+    stage = {"name": "s", "data": {"kind": "scene_captions", "count": 4}, "batch_size": 2, "steps": 6}
+    config = _config(teacher, stages=[{**stage, "learning_rate": 1e30}], vision_tokens=None, max_grad_norm=1e30)
+    with pytest.raises(CheckFailed, match=r"loss is nan at step .*Lower the learning rate \(1e\+30 in stage s\)"):
+        worker.train(config, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def _curve(folder: Path) -> list[list[float]]:

@@ -2,7 +2,8 @@
 
 Hidden states go through both models' heads in chunks, so that no logits of all tokens, [A, vocabulary] or larger, exist
 for either model. The gradient is made in the forward pass, while a chunk's logits are there, as Liger-Kernel's fused
-losses do; for a head that is no plain matrix (LoRA, ZeRO-3), a chunk's logits are made again in the backward pass.
+losses do; for a head that is no plain matrix, or whose weight ZeRO-3 has split, a chunk's logits are made again in the
+backward pass.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def answer_losses(
     parts = _parts(len(states), at_once, together, states.device)
     if len(parts) <= 1:
         ce, kl = work.sums(head(states))
-    elif type(head) is nn.Linear and not together and torch.is_grad_enabled():
+    elif type(head) is nn.Linear and head.bias is None and not together and torch.is_grad_enabled():
         factors = [1 / counted, float(divergence.weight) / tokens if divergence else 0.0]
         ce, kl = _Fused.apply(states, head.weight, work, parts, wide(states[:0]).new_tensor(factors))
     else:
@@ -149,6 +150,8 @@ class _Fused(torch.autograd.Function):
     def run(ctx: Any, states: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Both sums [2], and what gradients of states and weight are needed."""
         sums = torch.zeros_like(factors)
+        # Exact in float32 and bfloat16; in float16, small gradients of logits would vanish before the loss is scaled.
+        boost = torch.ldexp(torch.ones_like(factors[0]), -torch.frexp(factors.abs().max()).exponent)
         of_states, of_weight = (  # wide: the parts' gradients are summed
             torch.zeros_like(x, dtype=wide_dtype(x.dtype)) if needed else None
             for x, needed in zip((states, weight), ctx.needs_input_grad[:2], strict=True)
@@ -158,13 +161,13 @@ class _Fused(torch.autograd.Function):
                 logits = F.linear(states[part], weight).requires_grad_()  # [a, vocabulary]
                 with torch.enable_grad():
                     found = torch.stack(ctx.work.sums(logits, part))
-                    (gradient,) = torch.autograd.grad(found @ factors, logits)  # [a, vocabulary]
+                    (gradient,) = torch.autograd.grad(found @ (factors * boost), logits)  # [a, vocabulary]
                 sums += found.detach()
                 if of_states is not None:
                     of_states[part] = gradient @ weight
                 if of_weight is not None:
                     of_weight += gradient.T @ states[part]
-        return sums, [of_states, of_weight]
+        return sums, [None if g is None else g.div_(boost) for g in (of_states, of_weight)]
 
 
 def _parts(tokens: int, at_once: int, together: bool, device: torch.device) -> list[slice]:

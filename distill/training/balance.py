@@ -1,6 +1,6 @@
 """How the terms stand against each other: gradient norms, automatic weights, and terms that do nothing or collapsed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -129,11 +129,18 @@ def stop_if_dead(rows: list[Row]) -> None:
         )
 
 
-def reports(rows: list[dict[str, Any]]) -> list[str]:
-    """Say in plain sentences which term did nothing and which collapsed, from the rows of history.json."""
+def reports(rows: list[dict[str, Any]], terms: Iterable[str]) -> list[str]:
+    """Say in plain sentences which term did nothing and which collapsed.
+
+    Args:
+        rows: of history.json.
+        terms: names of the configuration's terms.
+    """
     probes: list[Row] = [row["terms"] for row in rows]
     sentences = [check(name, probes) for name in _names(probes) for check in (_useless, _collapsed)]
-    return [sentence for sentence in sentences if sentence]
+    unheard = sorted(set(terms) - set(_names(probes)))
+    said = [f"The {name} term never had anything to compare: no probed batch has an image." for name in unheard]
+    return said + [sentence for sentence in sentences if sentence]
 
 
 def _names(rows: list[Row]) -> list[str]:

@@ -1,6 +1,7 @@
 """transformers' Trainer with learning rates per part, probes of the terms, and means that do not depend on how a batch
 is divided over processes and accumulation."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from distill.training.processes import Processes
 from distill.training.shares import shares
 from distill.training.zero import deepspeed_settings
 from vlm.children import say
-from vlm.errors import UserError
+from vlm.errors import CheckFailed, UserError
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
@@ -97,6 +98,21 @@ class DistillTrainer(Trainer):
                 stop_if_dead([row["terms"] for row in rows_of(self.state.log_history, self.stage.name, self.done)])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def log(self, logs: dict[str, float], *arguments: Any) -> None:
+        """Record values; a loss that is no number ends the run.
+
+        Raises:
+            CheckFailed: it is NaN or infinite.
+        """
+        for name, value in logs.items():
+            if name.endswith(("loss", "_value")) and not math.isfinite(value):
+                raise CheckFailed(
+                    f"{name} is {value} at step {self.done + self.state.global_step}: the training diverged and was "
+                    f"stopped. Lower the learning rate ({self.stage.learning_rate} in stage {self.stage.name}), or use "
+                    "precision bf16 where it is fp16. The last checkpoint before it is kept."
+                )
+        super().log(logs, *arguments)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint counts from the moment on at which every process has written its part."""
         super()._save_checkpoint(model, trial)
@@ -164,6 +180,7 @@ def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Pat
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,  # `log` ends such a run
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
         save_only_model=False,

@@ -70,7 +70,7 @@ def train(config: DistillConfig, out: Path) -> None:
                 "terms": [SUPERVISED, *module.terms],
                 "rows": history,
                 "curve": curve,
-                "reports": reports(history) + left_out,
+                "reports": reports(history, module.terms) + left_out,
             }
             (folder / "history.json").write_text(json.dumps(tree))
             shutil.rmtree(work)
