@@ -188,7 +188,8 @@ def test_energy_per_answer_is_what_was_used_above_idle(board: Board, read: Calla
 def test_energy_of_a_charging_battery_is_absent(board: Board, read: Callable[[], Reading]) -> None:
     for name in ("in1_label", "in1_input", "curr1_input"):
         (board.system / "class/hwmon/hwmon2" / name).unlink()
-    for name, value in {"current_now": -412000, "voltage_now": 3900000, "status": "Discharging"}.items():
+    battery = {"type": "Battery", "current_now": -412000, "voltage_now": 3900000, "status": "Discharging"}
+    for name, value in battery.items():
         board.write(f"class/power_supply/battery/{name}", value)
     link, sensors = ShellLink(), Sensors(android=False, system=str(board.system))
     sensors.locate(link)

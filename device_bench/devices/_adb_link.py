@@ -1,5 +1,6 @@
 """The connection through adb: which devices there are, in which state, and the next step for each."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -22,19 +23,7 @@ NEXT_STEP = {
     "connecting": "Wait a few seconds, then try again.",
 }
 NETWORK_SERIAL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][\w.-]*):\d{1,5}", re.ASCII)
-# What adb itself says when it is the connection that failed; anything else is about the file.
-_BROKEN = (
-    "not found",
-    "offline",
-    "closed",
-    "no devices",
-    "unauthorized",
-    "protocol fault",
-    "EOF",
-    "reset",
-    "failed to read",
-    "timeout",
-)
+# What adb says when it is about the file; anything else is the connection.
 _ABOUT_FILE = ("No space left", "Permission denied", "No such file", "Read-only", "remote object")
 
 
@@ -74,7 +63,8 @@ class AdbLink(Link):
         """A device on the network does not come back by itself."""
         if NETWORK_SERIAL.fullmatch(self.serial):
             for verb in ("disconnect", "connect"):
-                subprocess.run(["adb", verb, self.serial], capture_output=True, timeout=ANSWER_S, check=False)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # the next look at the device tells
+                    captured(["adb", verb, self.serial], ANSWER_S)
 
     def _transfer(self, words: list[str], timeout_s: float) -> None:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from device_bench.devices._link import Link, Lost
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.sensors.base import Absent
+from device_bench.sensors.thermal import OVERRIDDEN
 from vlm.errors import UserError
 
 POLL_S = 15.0
@@ -80,7 +81,7 @@ def cool_down(
     reading = read()
     first = reading
     while (why := _too_hot(reading, limit_c)) is not None:
-        if isinstance(reading.deciding_c, Absent) or clock() - start >= give_up_s:
+        if isinstance(reading.deciding_c, Absent) or reading.status == OVERRIDDEN or clock() - start >= give_up_s:
             break
         on_wait(f"cooling down: {why}")
         sleep(POLL_S)
@@ -174,8 +175,10 @@ def energy(
     idle: Sequence[Reading], busy: Sequence[Reading], start_s: float, end_s: float, answers: int, tokens: int
 ) -> Energy | Absent:
     """Energy per answer and token: the integral over the measurement minus the idle device's over the same time."""
-    if any(reading.charging is True and reading.power_source.startswith("battery") for reading in (*idle, *busy)):
-        return Absent("the device was charging: its battery's current is not what it used. Unplug it, adb over Wi-Fi")
+    for reading in (*idle, *busy):
+        if reading.power_source.startswith("battery") and reading.charging is not False:
+            charging = reading.charging.reason if isinstance(reading.charging, Absent) else "it was charging"
+            return Absent(f"{charging}: its battery's current is not what it used. Unplug it, adb over Wi-Fi")
     used = integral_mj(busy, start_s, end_s)
     if isinstance(used, Absent):
         return used

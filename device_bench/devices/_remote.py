@@ -235,8 +235,8 @@ class RemoteDevice(Device):
         energy: str | Absent = reading.power_source
         if isinstance(reading.counter_mj, Absent) and isinstance(reading.power_mw, Absent):
             energy = reading.power_mw
-        elif reading.charging is True and reading.power_source.startswith("battery"):
-            energy = Absent("its battery is charging, so that its current says nothing")
+        elif reading.charging is not False and reading.power_source.startswith("battery"):
+            energy = Absent("its battery is charging or may be, so that its current says nothing")
         holder = self.again(self.claim.holder)
         return {
             "use": Absent(f"another bench ({holder}) is measuring on it") if holder else "free",

@@ -14,13 +14,14 @@ PHONE_LIMIT_C = 37.0  # skin, else battery
 BOARD_LIMIT_C = 60.0  # hottest of processor and graphics: boards throttle above 80
 SOC_ZONE = re.compile(r".*(cpu|gpu|tj|soc|cv|thermal).*", re.IGNORECASE)
 ZONE_FILES = ("type", "temp")
-SUPPLY_FILES = ("status", "current_now", "voltage_now", "temp")
+SUPPLY_FILES = ("type", "scope", "status", "current_now", "voltage_now", "temp")
 _ZONE = re.compile(r"/sys/class/thermal/(thermal_zone[0-9]{1,3})/(type|temp)")
-_SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(status|current_now|voltage_now|temp)")
+_SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(type|scope|status|current_now|voltage_now|temp)")
 # Below this a current is in milliamperes on some vendors' kernels: its unit is not known.
 LEAST_UA = 20_000
 
 
+CHARGING = {"Charging", "Full", "Not charging"}
 NO_COUNTER = Absent("no energy counter")
 METER = "dumpsys android.hardware.power.stats.IPowerStats/default"
 # Subsystems of the power stats service whose energy an answer costs; displays and radios are not among them.
@@ -59,6 +60,8 @@ class Reading:
 
         A power mode lowers the highest clock for good; only one that was higher at an earlier reading tells of heat.
         """
+        if self.status == thermal.OVERRIDDEN:
+            return thermal.OVERRIDDEN.reason
         if not isinstance(self.status, Absent) and self.status > 0:
             return f"thermal status {self.status} ({thermal.STATUS[self.status]})"
         for cpu, allowed in self.allowed_mhz.items() if before else ():
@@ -87,13 +90,15 @@ class Sensors:
         # Only files that exist: dozens of names that do not would cost more than those that do.
         self.find = f"for f in {paths}; do [ -r $f ] && printf '%s ' $f; done"
         self._files: str | None = None
-        self._has_meter = False
+        self._has_meter = self._asks_battery = False
 
     def locate(self, link: Link) -> None:
         """Find out, once, which files there are."""
         self._files = link.run(self.find).out.strip()
         if self._android:
             self._has_meter = not isinstance(energy.meter(link.run(f"{METER} 2>/dev/null").out).rails, Absent)
+            found = self.read(0, link.run(self.script).out.splitlines())
+            self._asks_battery = isinstance(found.deciding_c, Absent) or isinstance(found.charging, Absent)
 
     @property
     def script(self) -> str:
@@ -101,6 +106,7 @@ class Sensors:
         files = f"grep -sH '' /dev/null {self._files}" if self._files else ":"
         services = ["dumpsys thermalservice 2>/dev/null"] if self._android else []
         services += [f"{METER} 2>/dev/null"] if self._has_meter else []
+        services += ["dumpsys battery 2>/dev/null"] if self._asks_battery else []
         return "\n".join([files, *services])
 
     def read(self, time_s: float, lines: list[str]) -> Reading:
@@ -113,7 +119,12 @@ class Sensors:
         counter, rails = _counter(text) if self._has_meter else (NO_COUNTER, "")
         charging = _charging(text)
         if self._android:
-            battery_c = _battery_c(text) if isinstance(heat.battery, Absent) else heat.battery
+            service = battery(text)
+            charging = service.powered if isinstance(charging, Absent) else charging
+            battery_c = next(
+                (value for value in (heat.battery, _battery_c(text)) if not isinstance(value, Absent)),
+                service.temperature_c,
+            )
             deciding = battery_c if isinstance(heat.skin, Absent) else heat.skin
             kinds = {"skin": heat.skin, "battery": battery_c, "cpu": heat.cpu, "gpu": heat.gpu, "npu": heat.npu}
             zones |= {kind: value for kind, value in kinds.items() if not isinstance(value, Absent)}
@@ -153,25 +164,30 @@ def _zones(text: str) -> dict[str, float]:
     return found
 
 
-def _supplies(text: str) -> dict[str, dict[str, str]]:
+def _batteries(text: str) -> dict[str, dict[str, str]]:
+    """What feeds the device: no charger, and no battery of a mouse."""
     found: dict[str, dict[str, str]] = {}
     for path, value in listing(text, SUPPLY_FILES).items():
         if match := _SUPPLY.fullmatch(path):
             found.setdefault(match[1], {})[match[2]] = value
-    return {name: files for name, files in found.items() if "status" in files}  # chargers have none
+    return {
+        name: files
+        for name, files in found.items()
+        if files.get("type") == "Battery" and files.get("scope") != "Device"
+    }
 
 
 def _battery_c(text: str) -> float | Absent:
-    tenths = [integer(files.get("temp", "")) for files in _supplies(text).values()]
+    tenths = [integer(files.get("temp", "")) for files in _batteries(text).values()]
     known_ones = [value for value in tenths if value is not None]
-    return celsius(known_ones[0] / 10, "battery") if known_ones else Absent("no battery's temperature is readable")
+    return celsius(max(known_ones) / 10, "battery") if known_ones else Absent("no battery's temperature is readable")
 
 
 def _charging(text: str) -> bool | Absent:
-    states = {files["status"] for files in _supplies(text).values()}
-    if not states & {"Charging", "Discharging", "Full", "Not charging"}:
-        return Absent("no battery's status is readable")
-    return states != {"Discharging"}
+    states = {files.get("status", "") for files in _batteries(text).values()}
+    if states & CHARGING:
+        return True
+    return False if states == {"Discharging"} else Absent("no battery's status is readable")
 
 
 def _power(text: str) -> tuple[float | Absent, str]:
@@ -181,7 +197,10 @@ def _power(text: str) -> tuple[float | Absent, str]:
             if isinstance(power, Absent):
                 return power, kind
             return power.milliwatts, f"{kind} {'+'.join(power.rails)}"
-    for name, files in _supplies(text).items():
+    batteries = _batteries(text)
+    if len(batteries) > 1:
+        return Absent(f"several batteries share the load: {', '.join(sorted(batteries))}"), "battery"
+    for name, files in batteries.items():
         microamperes, microvolts = integer(files.get("current_now", "")), integer(files.get("voltage_now", ""))
         if microamperes is not None and microvolts is not None and microvolts > 1_000_000:
             if abs(microamperes) < LEAST_UA:
@@ -225,6 +244,7 @@ def state(link: Link, sensors: Sensors, android: bool) -> dict[str, Any]:
         found |= {"battery_status": charge.status, "screen": _screen(link.output("dumpsys", "power"))}
     else:
         found["power_mode"] = jetson.power_mode(link.output("nvpmodel", "-q")).name
+        found["jetson_clocks"] = jetson.clocks_fixed(link.output("jetson_clocks", "--show"))
     reasons = {name: value.reason for name, value in found.items() if isinstance(value, Absent)}
     return {**{name: None if name in reasons else value for name, value in found.items()}, "reasons": reasons}
 

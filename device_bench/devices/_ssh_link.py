@@ -1,6 +1,7 @@
 """The connection through ssh: one login for all commands, and the next step for each way in which it can fail."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from device_bench.devices._link import Link, Lost, quote
+from device_bench.devices.base import captured
 from vlm.errors import UserError
 
 CONNECT_S = 10
@@ -122,7 +124,8 @@ class SshLink(Link):
         if self._socket is not None:
             arguments = ["ssh", "-o", f"ControlPath={self._socket}", "-O", "exit", "--", self.host]
             if shutil.which("ssh"):
-                subprocess.run(arguments, capture_output=True, stdin=subprocess.DEVNULL, timeout=CONNECT_S, check=False)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it ends by itself after ControlPersist
+                    captured(arguments, CONNECT_S)
             shutil.rmtree(os.path.dirname(self._socket), ignore_errors=True)
             self._socket = None
 

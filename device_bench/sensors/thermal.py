@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from device_bench.sensors.base import Absent, celsius, integer, number, single
 
 STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+OVERRIDDEN = Absent("the thermal status is overridden: adb shell cmd thermalservice reset")
 LIVE = "Current temperatures from HAL:"
 _ROW = re.compile(r"Temperature\{mValue=([^,]*), mType=(-?[0-9]{1,3}), mName=(.*), mStatus=-?[0-9]{1,3}\}")
 # Types 6, 7 and 8 are voltage, current and charge of the battery: not temperatures at all.
@@ -50,7 +51,7 @@ def _unusable(lines: list[str]) -> str | None:
 
 def _status(lines: list[str]) -> int | Absent:
     if "IsStatusOverride: true" in lines:
-        return Absent("the thermal status is overridden: adb shell cmd thermalservice reset")
+        return OVERRIDDEN
     status = single((line.partition(":")[2] for line in lines if line.startswith("Thermal Status:")), "thermal status")
     if isinstance(status, Absent):
         return status
@@ -87,7 +88,7 @@ def _hottest(rows: list[str]) -> dict[str, float | Absent]:
 
 
 def _named(name: str) -> str | None:
-    return NAMES.get(name.removeprefix("TYPE_"))
+    return NAMES.get(name.upper().removeprefix("TYPE_"))
 
 
 def _contradicts(name: str, type_: int) -> bool:
@@ -96,6 +97,6 @@ def _contradicts(name: str, type_: int) -> bool:
 
 
 def _kind(name: str, type_: int, shifted: bool) -> str | None:
-    if name.startswith("TYPE_") or shifted:
+    if name.upper().startswith("TYPE_") or shifted:
         return _named(name)
     return KINDS.get(type_)

@@ -30,6 +30,7 @@ class Heat:
         self._times: list[float] = []  # of the device's uptime
         self._used_mj: list[float] = []  # until then
         self._write("thermal/thermal_zone0/type", "cpu-thermal")
+        self._write("power_supply/battery/type", "Battery")
         self._write("power_supply/battery/status", "Discharging")
         self._write("power_supply/battery/voltage_now", round(self.VOLTS * 1e6))
         self._show()

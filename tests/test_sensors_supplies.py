@@ -1,0 +1,122 @@
+"""What feeds a device, and what its services say where /sys is closed: the right battery or none."""
+
+from pathlib import Path
+
+import pytest
+
+from device_bench.devices._emulated import is_emulated
+from device_bench.devices._method import cool_down, energy
+from device_bench.devices._sensors import Reading, Sensors
+from device_bench.sensors import properties, thermal
+from device_bench.sensors.base import Absent
+from tests.shell_link import ShellLink
+
+SYSTEM = {"type": "Battery", "status": "Discharging", "current_now": -950000, "voltage_now": 3900000, "temp": 301}
+CHARGER = {"type": "Mains", "status": "Charging", "current_now": 2000000, "voltage_now": 9000000, "temp": 450}
+MOUSE = {**SYSTEM, "scope": "Device", "temp": 222}
+THERMAL = """IsStatusOverride: {overridden}
+Thermal Status: {status}
+HAL Ready: {ready}
+Current temperatures from HAL:
+\tTemperature{{mValue=31.5, mType=3, mName=VIRTUAL-SKIN, mStatus=0}}
+Current cooling devices from HAL:
+"""
+BATTERY = """Current Battery Service state:
+  AC powered: false
+  USB powered: {powered}
+  level: 80
+  temperature: 312
+"""
+
+
+def read(tmp_path: Path, supplies: dict[str, dict[str, object]], android: bool = False) -> Reading:
+    """A reading of a device with these power supplies."""
+    for name, files in supplies.items():
+        folder = tmp_path / "sys" / "class" / "power_supply" / name
+        folder.mkdir(parents=True)
+        for file, value in files.items():
+            (folder / file).write_text(f"{value}\n")
+    link, sensors = ShellLink(), Sensors(android, str(tmp_path / "sys"))
+    sensors.locate(link)
+    return sensors.read(0.0, link.run(sensors.script).out.splitlines())
+
+
+def say(folder: Path, monkeypatch: pytest.MonkeyPatch, **services: str) -> None:
+    """Put a dumpsys on the PATH."""
+    for name, text in services.items():
+        (folder / name).write_text(text)
+    (folder / "dumpsys").write_text(f"#!/bin/sh\ncat {folder}/$1 2>/dev/null\n")
+    (folder / "dumpsys").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def test_neither_a_charger_nor_a_mouse_is_the_battery(tmp_path: Path) -> None:
+    found = read(tmp_path, {"a-charger": CHARGER, "battery": SYSTEM, "hidpp_battery_0": MOUSE})
+    assert found.power_mw == pytest.approx(3705) and found.charging is False
+    assert found.power_source == "battery battery: current_now x voltage_now"
+
+
+def test_a_charger_is_no_source_where_the_battery_is_silent(tmp_path: Path) -> None:
+    silent = {name: value for name, value in SYSTEM.items() if name != "current_now"}
+    assert isinstance(read(tmp_path, {"a-charger": CHARGER, "battery": silent}).power_mw, Absent)
+
+
+def test_of_several_batteries_none_is_the_devices_power(tmp_path: Path) -> None:
+    power = read(tmp_path, {"BAT0": SYSTEM, "BAT1": SYSTEM}).power_mw
+    assert isinstance(power, Absent) and "BAT0, BAT1" in power.reason
+
+
+def test_energy_needs_a_battery_that_is_known_not_to_charge(tmp_path: Path) -> None:
+    reading = read(tmp_path, {"battery": {**SYSTEM, "status": "Unknown"}})
+    found = energy([reading], [reading], 0, 1, 1, 1)
+    assert isinstance(found, Absent) and "battery's status" in found.reason
+
+
+def test_the_battery_service_stands_in_for_what_the_system_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heat = THERMAL.format(overridden="false", status=0, ready="false")
+    say(tmp_path, monkeypatch, thermalservice=heat, battery=BATTERY.format(powered="true"))
+    found = read(tmp_path, {}, android=True)
+    assert (found.deciding_c, found.charging) == (31.2, True)
+    assert cool_down(lambda: found, 37, 0).problem is None
+
+
+def test_a_thermal_status_that_somebody_overrode_does_not_pass_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(tmp_path, monkeypatch, thermalservice=THERMAL.format(overridden="true", status=4, ready="true"))
+    problem = cool_down(lambda: read(tmp_path, {}, android=True), 37, 1200).problem
+    assert problem and "overridden" in problem
+
+
+def test_names_of_sensors_count_in_either_case() -> None:
+    rows = (("25.3", 4, "skin"), ("44.0", 1, "cpu"), ("24.4", 3, "Battery"))
+    text = "Thermal Status: 0\nHAL Ready: true\nCurrent temperatures from HAL:\n" + "".join(
+        f"\tTemperature{{mValue={value}, mType={kind}, mName={name}, mStatus=0}}\n" for value, kind, name in rows
+    )
+    found = thermal.thermal(text)
+    assert (found.skin, found.cpu, found.battery) == (25.3, 44.0, 24.4)
+
+
+@pytest.mark.parametrize(
+    ("said", "emulated"),
+    [
+        ("[ro.hardware]: [ranchu]", True),
+        ("[ro.boot.hardware]: [cutf_cvm]", True),
+        ("[ro.hardware]: [vsoc_arm64]", True),
+        ("[ro.build.characteristics]: [nosdcard,emulator]", True),
+        ("[ro.hardware]: [oriole]\n[ro.build.characteristics]: [nosdcard]", False),
+    ],
+)
+def test_emulators_are_known_by_their_hardware(said: str, emulated: bool) -> None:
+    assert properties.identity(said).emulated is emulated
+
+
+def test_a_board_of_qemu_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = ShellLink()
+    said = {"/sys/class/dmi/id/sys_vendor": "QEMU\n"}
+    monkeypatch.setattr(link, "output", lambda *words: said.get(words[-1], ""))
+    assert is_emulated(link)
+    said.clear()
+    assert not is_emulated(link)
