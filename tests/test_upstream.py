@@ -203,6 +203,24 @@ def test_a_file_that_runs_code_is_not_loaded(clip: Path, tmp_path: Path) -> None
         load_checkpoint(tmp_path / "up")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.model", b"", r"tokenizer\.model: 3 tokens found, 775 \(vocab_size of config\.json\) expected"),
+        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", r"up: its tokenizer cannot be read"),
+        ("tokenizer_config.json", b"{", r"up: its tokenizer cannot be read \(Expecting property name"),
+        ("tokenizer_config.json", b"[]", r"up: its tokenizer cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_does_not_belong_to_the_weights_is_refused(
+    file: str, content: bytes, message: str, clip: Path, tmp_path: Path
+) -> None:
+    save_upstream(tmp_path / "up", "ldpnetv2", clip)
+    (tmp_path / "up" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / "up")
+
+
 def test_a_missing_shard_is_named(clip: Path, tmp_path: Path) -> None:
     save_upstream(tmp_path / "up", "ldpnetv2", clip, shards=3)
     (tmp_path / "up/pytorch_model-00002-of-00003.bin").unlink()

@@ -102,7 +102,7 @@ def _plan(source: Path, vision: Path | None) -> Plan:
     separate = None if has_tower else tower.folder
     if separate:
         found |= {name: tuple(tensor.shape) for name, tensor in clip_tensors(separate)}
-    tokenizer = tokenizers.from_upstream(source)
+    tokenizer = tokenizers.from_upstream(source, told["vocab_size"])
     rows = -(-max(len(tokenizer), told["vocab_size"]) // ROWS) * ROWS
     config = upstream.build_config(told, tower.sizes, rows, tokenizer.convert_tokens_to_ids(IMAGE), file)
     config.architectures = [family.model.__name__]

@@ -16,32 +16,51 @@ _FILES = (MODEL, "tokenizer_config.json", "special_tokens_map.json", "added_toke
 _NAMES = ("bos_token", "eos_token", "unk_token")
 
 
-def from_upstream(folder: Path) -> PreTrainedTokenizerBase:
+def from_upstream(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Read upstream's tokenizer and add <image> and <pad>, as transformers' own conversion of LLaVA does.
 
-    Upstream reads tokenizer.model, never tokenizer.json, and without the key `legacy` its version of transformers puts
-    a blank before the text that follows a special token.
-
+    Args:
+        folder: of the checkpoint.
+        vocabulary: rows of its embeddings; <image> must not get one of them.
     Raises:
-        UserError: there is no tokenizer.model.
+        UserError: there is no tokenizer.model, it or another of the tokenizer's files is damaged, or it has fewer
+            tokens than the embeddings have rows.
     """
     if not (folder / MODEL).is_file():
         raise UserError(f"{folder}: no {MODEL}, which upstream's tokenizer is read from. Copy it from the base model.")
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
-        for file in _FILES:
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, copy / file)
-        config = copy / "tokenizer_config.json"
-        values = json.loads(config.read_text()) if config.is_file() else {}
-        values = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | values
-        config.write_text(json.dumps(values))
-        tokenizer = AutoTokenizer.from_pretrained(copy)
+        try:
+            tokenizer = _read(folder, Path(name))
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            reason = str(error).partition("\n")[0].replace(name, str(folder))
+            raise UserError(
+                f"{folder}: its tokenizer cannot be read ({reason}). Copy {', '.join(_FILES)} (those there are) "
+                "again from the published checkpoint; git-lfs files as themselves, not as their pointers."
+            ) from error
+    if len(tokenizer) < vocabulary:
+        raise UserError(
+            f"{folder / MODEL}: {len(tokenizer)} tokens found, {vocabulary} (vocab_size of config.json) expected: this "
+            "tokenizer does not belong to the weights. Copy it from the published checkpoint."
+        )
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": PAD})
+    tokenizer.image_token = IMAGE
+    return tokenizer
+
+
+def _read(folder: Path, copy: Path) -> PreTrainedTokenizerBase:
+    """Upstream's tokenizer from a copy without tokenizer.json, which upstream never reads; without the key `legacy` its
+    version of transformers puts a blank before the text that follows a special token."""
+    for file in _FILES:
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, copy / file)
+    config = copy / "tokenizer_config.json"
+    values = json.loads(config.read_text()) if config.is_file() else {}
+    values = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | values
+    config.write_text(json.dumps(values))
+    tokenizer = AutoTokenizer.from_pretrained(copy)
     # What transformers does not write by itself; without `legacy` it reads its own files back as another tokenizer.
     tokenizer.init_kwargs |= {"image_token": IMAGE, "legacy": tokenizer.legacy, "add_bos_token": True}
-    tokenizer.image_token = IMAGE
     return tokenizer
 
 
