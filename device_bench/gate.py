@@ -210,10 +210,13 @@ def _unusable(name: str, old: Tree, new: Tree | None) -> str:
 
 
 def _counterpart(device: Tree, candidates: list[Tree]) -> Tree | None:
-    """The bench on the same device, else the only one on a device of the same kind."""
-    same = [b for b in candidates if all(b["device"].get(key) == device.get(key) for key in ("name", "soc"))]
+    """The bench on the same device, else the only one of the same model, else the only one of the same kind."""
+    model = [b for b in candidates if all(b["device"].get(key) == device.get(key) for key in ("name", "soc"))]
+    same = [b for b in model if b["device"].get("id") == device.get("id")]
     alike = [b for b in candidates if b["device"].get("kind") == device.get("kind")]
-    return same[0] if same else alike[0] if len(alike) == 1 else None
+    if same:
+        return same[0]
+    return next((found[0] for found in (model, alike) if len(found) == 1), None)
 
 
 def _missing(where: str, why: str) -> Check:

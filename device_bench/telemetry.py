@@ -3,6 +3,7 @@
 Everything is read from /proc and /sys; what cannot be read is None, with the reason beside it.
 """
 
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -24,6 +25,13 @@ class Identity(Config):
     arch: str | None = None
     cpus: int | None = None
     memory_mb: int | None = None
+    id: str | None = None  # tells two devices of one model apart; no serial number can be read from it
+
+
+def device_id(serial: str) -> str | None:
+    """A serial number as 12 hexadecimal digits of its SHA-256; None where there is none."""
+    serial = serial.strip().strip("\0")
+    return hashlib.sha256(serial.encode()).hexdigest()[:12] if serial else None
 
 
 def read(path: str | Path) -> str | None:

@@ -65,7 +65,7 @@ def test_a_phone_that_answers_is_identified(programs: Path) -> None:
     identity = open_device("adb").identify()
     assert identity.model_dump() == {
         "kind": "phone", "name": "Acme Phone 9", "soc": "SM0000", "os": "Android 16 AB1C", "kernel": "6.1.0",
-        "arch": "arm64-v8a", "cpus": 8, "memory_mb": 8192,
+        "arch": "arm64-v8a", "cpus": 8, "memory_mb": 8192, "id": "3696ad59777e",
     }  # fmt: skip
 
 

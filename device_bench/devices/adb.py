@@ -8,7 +8,7 @@ from device_bench.devices._remote import RemoteDevice
 from device_bench.devices.base import memory_mb
 from device_bench.sensors import properties
 from device_bench.sensors.base import known
-from device_bench.telemetry import Identity
+from device_bench.telemetry import Identity, device_id
 from vlm.errors import UserError
 
 # The one place where adb's user may write and execute.
@@ -46,6 +46,7 @@ class AdbDevice(RemoteDevice):
             arch=known(said.abi),
             cpus=int(cpus) if cpus.isdigit() else None,
             memory_mb=memory,
+            id=device_id(all_of_it.get("ro.serialno") or self.serial),
         )
 
     def begin_timing(self) -> bool:

@@ -6,7 +6,7 @@ from device_bench.devices._emulated import is_emulated
 from device_bench.devices._remote import RemoteDevice
 from device_bench.devices._ssh_link import SshLink
 from device_bench.devices.base import memory_mb
-from device_bench.telemetry import Identity, field
+from device_bench.telemetry import Identity, device_id, field
 from vlm.errors import UserError
 
 # Neither user nor host may start with a dash: ssh would take it for an option.
@@ -35,6 +35,9 @@ class SshDevice(RemoteDevice):
         processor, release, memory = (
             self.link.output("cat", path) for path in ("/proc/cpuinfo", "/etc/os-release", "/proc/meminfo")
         )
+        serial = self.link.output("cat", "/proc/device-tree/serial-number") or self.link.output(
+            "cat", "/etc/machine-id"
+        )
         emulated = is_emulated(self.link)
         jetson = model is not None and ("NVIDIA" in model or "Jetson" in model)
         return Identity(
@@ -46,6 +49,7 @@ class SshDevice(RemoteDevice):
             arch=system[2] if len(system) == 3 else None,
             cpus=int(cpus) if cpus.isdigit() else None,
             memory_mb=memory_mb(memory),
+            id=device_id(serial or self._host),
         )
 
 

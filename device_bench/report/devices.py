@@ -1,6 +1,6 @@
 """What a reader of one device's measurements wants to know, and the devices side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ def device_pages(report: Tree, samples: Samples) -> list[DevicePage]:
         samples: raw samples by (run, file).
     """
     pages = []
-    for index, measured in enumerate(_devices(report).values()):
+    devices = _devices(report).values()
+    for index, (measured, title) in enumerate(zip(devices, _titles(devices), strict=True)):
         artifact, bench = measured[0]
         device = bench["device"]
         anchor, several = f"device-{index + 1}", len({each["run"] for each in report["artifacts"]}) > 1
@@ -54,7 +55,7 @@ def device_pages(report: Tree, samples: Samples) -> list[DevicePage]:
         flipped = [(name, answers) for name, answers in compared if answers and answers["changed"]]
         facts = [*lab, *_facts(device), *_circumstances(bench.get("state") or {})]
         emulated, drawn = device.get("kind") == "emulated", _charts(anchor, measured, samples)
-        pages.append(DevicePage(anchor, _title(device), emulated, facts, columns, rows, drawn, flipped))
+        pages.append(DevicePage(anchor, title, emulated, facts, columns, rows, drawn, flipped))
     return pages
 
 
@@ -74,7 +75,7 @@ def comparison(report: Tree) -> Tree | None:
             if bench["valid"] and bench["decode_tok_s"]:
                 rate, first = (wording.number(bench[key]["p50"]) for key in ("decode_tok_s", "ttft_ms"))
                 cells[place] = rate, first
-    titles = [_title(found[0][1]["device"]) for found in devices.values()]
+    titles = _titles(devices.values())
     table = [(artifact, wording.display_name(artifact), cells) for artifact, cells in rows.values()]
     return {"devices": titles, "rows": table}
 
@@ -84,13 +85,19 @@ def _devices(report: Tree) -> dict[tuple[Any, ...], list[Measured]]:
     for artifact in report["artifacts"]:
         for bench in artifact["benches"]:
             device = bench["device"]
-            key = (artifact["run"], *(device.get(name) for name in ("kind", "name", "soc", "os")))
+            key = (artifact["run"], *(device.get(name) for name in ("kind", "name", "soc", "os", "id")))
             found.setdefault(key, []).append((artifact, bench))
     return found
 
 
-def _title(device: Tree) -> str:
-    return str(device.get("name") or device.get("kind"))
+def _titles(measured: Iterable[list[Measured]]) -> list[str]:
+    """Names of the devices; where two of a lab have the same, with their ids."""
+    devices = [(found[0][0]["run"], found[0][1]["device"]) for found in measured]
+    names = [(run, str(device.get("name") or device.get("kind"))) for run, device in devices]
+    return [
+        f"{name[1]} ({device['id']})" if names.count(name) > 1 and device.get("id") else name[1]
+        for name, (_, device) in zip(names, devices, strict=True)
+    ]
 
 
 def _facts(device: Tree) -> list[tuple[str, str]]:

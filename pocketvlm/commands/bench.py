@@ -6,7 +6,17 @@ from typing import Annotated, Any
 import typer
 
 MEDIANS = ("vision_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")
-COLUMNS = ["artifact", "load ms", "vision ms", "ttft ms", "prefill tok/s", "decode tok/s", "peak MB", "accuracy %"]
+COLUMNS = [
+    "artifact",
+    "device",
+    "load ms",
+    "vision ms",
+    "ttft ms",
+    "prefill tok/s",
+    "decode tok/s",
+    "peak MB",
+    "accuracy %",
+]
 
 
 def bench(
@@ -67,5 +77,8 @@ def show(results: list[Path], as_json: bool) -> None:
 def _row(tree: dict[str, Any]) -> list[str]:
     stats = [tree[key]["p50"] if tree[key] else None for key in MEDIANS]
     accuracy = tree["accuracy"]["avg"]["score"] if tree["accuracy"] else None
-    values = [tree["load_ms"], *stats, tree["peak_rss_mb"], accuracy]
-    return [tree["artifact"]["name"], *("-" if value is None else f"{value:.1f}" for value in values)]
+    measured, device = [tree["load_ms"], *stats, tree["peak_rss_mb"]], tree["device"]
+    if device["kind"] == "emulated":
+        measured = [None] * len(measured)  # its answers are right, its speed and memory are no device's
+    cells = ["-" if value is None else f"{value:.1f}" for value in (*measured, accuracy)]
+    return [tree["artifact"]["name"], f"{device['name']} ({device['kind']})", *cells]
