@@ -17,7 +17,7 @@ from vlm.manifest import Preprocessing
 from vlm.models import tokenizers, upstream
 from vlm.models.hub import is_upstream, locate, read_config
 from vlm.models.processor import PREPROCESSOR, read_preprocessing, save_processor
-from vlm.models.tensors import SHARD_BYTES, check_fit, counted, tensors, write_tensors
+from vlm.models.tensors import SHARD_BYTES, check_fit, check_numbers, counted, tensors, write_tensors
 from vlm.prompts import IMAGE
 
 ROWS = 64  # the vocabulary is filled up to a multiple of this, as in transformers' LLaVA-1.5
@@ -75,7 +75,7 @@ def to_hf(
         shard_bytes: greatest size of one file of weights, which is also what stands in memory at once.
     Raises:
         UserError: the checkpoint is not upstream's, asks for what is not supported, or has missing, extra or misshaped
-            tensors, all of which are listed.
+            tensors, all of which are listed, or one that holds no finite numbers.
     """
     source = locate(source)
     plan = _plan(source, vision)
@@ -104,10 +104,20 @@ def _plan(source: Path, vision: Path | None) -> Plan:
         found |= {name: tuple(tensor.shape) for name, tensor in clip_tensors(separate)}
     tokenizer = tokenizers.from_upstream(source, told["vocab_size"])
     rows = -(-max(len(tokenizer), told["vocab_size"]) // ROWS) * ROWS
-    config = upstream.build_config(told, tower.sizes, rows, tokenizer.convert_tokens_to_ids(IMAGE), file)
+    try:
+        config = upstream.build_config(told, tower.sizes, rows, tokenizer.convert_tokens_to_ids(IMAGE), file)
+        expected = upstream.expected_shapes(config, told["vocab_size"])
+    except UserError:
+        raise
+    except Exception as error:  # each of transformers' classes has its own way to refuse a value
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: transformers makes no model of these values ({type(error).__name__}: {reason}). Take config.json "
+            "of the published checkpoint."
+        ) from error
     config.architectures = [family.model.__name__]
     where = f"{source} and {separate}" if separate else str(source)
-    check_fit(upstream.expected_shapes(config, told["vocab_size"]), found, where)
+    check_fit(expected, found, where)
     return Plan(told, config, tokenizer, tower, separate, sum(map(prod, found.values())))
 
 
@@ -115,9 +125,11 @@ def _stream(source: Path, plan: Plan) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of transformers' model, one at a time."""
     projector, rows = upstream.family_of(plan.config).projector, plan.config.text_config.vocab_size
     for name, tensor in upstream_tensors(source):
+        check_numbers(name, tensor, str(source))
         vocabulary = name in (upstream.EMBEDDING, upstream.HEAD)
         yield upstream.to_our_name(name, projector), grow(tensor, rows) if vocabulary else tensor
     for name, tensor in clip_tensors(plan.separate) if plan.separate else ():
+        check_numbers(name, tensor, str(plan.separate))
         yield upstream.to_our_name(name, projector), tensor
 
 

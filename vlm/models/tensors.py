@@ -32,8 +32,9 @@ def weight_files(folder: Path) -> list[Path]:
     for index, single in _LAYOUTS:
         if (folder / index).is_file():
             try:
-                names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                places = json.loads((folder / index).read_text())["weight_map"].values()
+                names = sorted({str(place) for place in places})
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise UserError(f"{folder / index}: not an index of weights ({error}). Copy it again.") from error
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise UserError(
@@ -105,6 +106,18 @@ def check_fit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, 
             lists.append(f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{more}")
     if lists:
         raise UserError(f"{where}: the weights do not fit config.json. {'; '.join(lists)}. Copy the checkpoint again.")
+
+
+def check_numbers(name: str, tensor: Tensor, where: str) -> None:
+    """See that a tensor holds weights.
+
+    Raises:
+        UserError: it holds whole numbers (quantized weights), NaN or infinite ones.
+    """
+    if not tensor.is_floating_point():
+        raise UserError(f"{where}: {name} is {tensor.dtype}, not floating point: quantized? Take the original.")
+    if not tensor.isfinite().all():
+        raise UserError(f"{where}: {name} holds NaN or infinite numbers. Take an earlier checkpoint, or copy it again.")
 
 
 def counted(

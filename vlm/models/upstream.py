@@ -82,6 +82,9 @@ def check(config: dict[str, Any], file: Path) -> Family:
     """
     if missing := [key for key in _NEEDED if key not in config]:
         raise UserError(f"{file}: {', '.join(missing)} missing. Take config.json of the published checkpoint.")
+    for key in _NEEDED:
+        if type(config[key]) is not int:
+            raise UserError(f"{file}: {key} {config[key]!r} found, a whole number expected. Correct it.")
     kind = config.get("mm_projector_type", "linear")  # upstream's default
     if kind not in FAMILIES:
         raise UserError(
@@ -121,6 +124,8 @@ def build_config(
         vocabulary: rows of the embeddings, <image> included.
         image_token_id: id of <image>.
         file: where `upstream` came from, for messages.
+    Raises:
+        UserError: it asks for something that is not supported.
     """
     family = check(upstream, file)
     grid = vision["image_size"] // vision["patch_size"]
@@ -129,10 +134,13 @@ def build_config(
             f"{file}: ldpnetv2 with a grid of {grid} x {grid} patches found, {_GRID} x {_GRID} expected: upstream "
             "pools every grid to 12 x 12, here patches are pooled 2 x 2. Use a tower of 336 pixels and patches of 14."
         )
+    layer, layers = upstream["mm_vision_select_layer"], vision["num_hidden_layers"]
+    if not -layers - 1 <= layer <= layers:
+        raise UserError(f"{file}: mm_vision_select_layer {layer} found, the tower has {layers} layers. Correct it.")
     text = {key: upstream[key] for key in _DECODER_KEYS + _OPTIONAL_KEYS if upstream.get(key) is not None}
     text |= {"model_type": "llama", "tie_word_embeddings": False, "vocab_size": vocabulary}
     config = family.config({"model_type": "clip_vision_model", **vision}, text, image_token_id)
-    config.vision_feature_layer = upstream["mm_vision_select_layer"]
+    config.vision_feature_layer = layer
     config.upstream, config.template = upstream, "v1"
     config.dtype = upstream.get("torch_dtype") or "float32"
     return config
