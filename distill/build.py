@@ -47,7 +47,7 @@ def build(config: DistillConfig, signals: TeacherSignals | None = None) -> tuple
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     max_length: int = student.config.text_config.max_position_embeddings
     if signals is None and config.cache is not None and cached:
-        signals = open_cache(config, max_length)
+        signals = open_cache(config, max_length, preprocessing)
     if teacher:
         theirs = facts_of(teacher.model, AutoTokenizer.from_pretrained(teacher.folder))
         check_facts(config, theirs, facts_of(student, tokenizer))

@@ -26,6 +26,7 @@ from distill.training.processes import Processes
 from tests.llava_data import record, write
 from tests.tiny import save_random_checkpoint
 from vlm.errors import CheckFailed, UserError
+from vlm.models.checkpoint import load_checkpoint, save_checkpoint
 
 RECORDS = 7
 TERMS: dict[str, Any] = {"attention": {}, "vision_tokens": {}, "logits": {}}
@@ -215,6 +216,16 @@ def test_a_stale_cache_is_refused_by_name(teacher: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=f"stale: {said}"):
             build(DistillConfig.parse(tree, "test"))
+
+
+def test_a_cache_of_pictures_that_were_prepared_otherwise_is_refused(teacher: Path, tmp_path: Path) -> None:
+    tree = {**_config(teacher, tmp_path).model_dump(), "student": str(teacher)}
+    Setup(DistillConfig.parse(tree, "test"), tmp_path).write()
+    cropped = tmp_path / "cropped"
+    checkpoint = load_checkpoint(teacher)
+    save_checkpoint(checkpoint.model, teacher, checkpoint.preprocessing.model_copy(update={"square": "crop"}), cropped)
+    with pytest.raises(UserError, match=r"stale: how pictures are prepared: .*'pad'.* found, .*'crop'.* expected"):
+        build(DistillConfig.parse({**tree, "student": str(cropped)}, "test"))
 
 
 def test_what_is_not_the_teachers_is_found(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

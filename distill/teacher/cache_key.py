@@ -9,23 +9,26 @@ from distill.config import DistillConfig, Stage
 from distill.teacher.cache import MANIFEST, CachedTeacher, again
 from vlm.errors import UserError
 from vlm.folders import sha256
+from vlm.manifest import Preprocessing
 from vlm.models.prepared import prepared
 
 PIECES, PIECE = 64, 2**16  # how many, and bytes of each
 
 
-def identity(config: DistillConfig, max_length: int) -> dict[str, Any]:
+def identity(config: DistillConfig, max_length: int, preprocessing: Preprocessing) -> dict[str, Any]:
     """What the outputs depend on, by the name under which a difference is reported.
 
     Args:
         config: of a run with a cache.
         max_length: the student's context in tokens, which decides on the turns that are left out.
+        preprocessing: how a picture becomes the pixels that the shared tower sees.
     """
     cache, attention, logits = config.cache, config.attention, config.logits
     assert cache is not None and config.teacher is not None
     found: dict[str, Any] = {
         "the teacher": fingerprint(prepared(Path(config.teacher))),
         "the context length": max_length,
+        "how pictures are prepared": preprocessing.model_dump(mode="json"),
         "cache.kind": cache.kind,
         "cache.shard_records": cache.shard_records,
         "precision": config.precision,
@@ -74,8 +77,8 @@ def blocks_of(config: DistillConfig) -> list[tuple[str, Any, list[int]]]:
     return [(name, block, layers) for name, (block, layers) in found.items()]
 
 
-def open_cache(config: DistillConfig, max_length: int) -> CachedTeacher | None:
-    """The complete cache of a run; None if it must be made.
+def open_cache(config: DistillConfig, max_length: int, preprocessing: Preprocessing) -> CachedTeacher | None:
+    """The complete cache of a run; None if it must be made. Arguments as of `identity`.
 
     Raises:
         UserError: the folder's cache was made for something else; names what.
@@ -83,7 +86,7 @@ def open_cache(config: DistillConfig, max_length: int) -> CachedTeacher | None:
     assert config.cache is not None
     folder = Path(config.cache.folder)
     if (folder / MANIFEST).is_file():
-        compare(folder, identity(config, max_length))
+        compare(folder, identity(config, max_length, preprocessing))
         return CachedTeacher(folder)
     return None
 

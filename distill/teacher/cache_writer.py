@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.config import DistillConfig, Stage
 from distill.data.rows import Key, Rows
+from distill.features import TowerFeatures
 from distill.pair import Facts
 from distill.probe import Positions, find_positions
 from distill.teacher.cache import MANIFEST, TEACHER, CachedTeacher, Entry, Shard, again, shard_name, tensors_of
@@ -48,7 +49,7 @@ class CacheWriter:
         self,
         config: DistillConfig,
         teacher: Teacher,
-        tower: Callable[[list[str], Tensor | None], Tensor],
+        tower: TowerFeatures,
         image_token_id: int,
         max_length: int,
     ) -> None:
@@ -56,7 +57,7 @@ class CacheWriter:
         self.config, self.cache, self.teacher, self.tower = config, config.cache, teacher, tower
         self.image_token_id = image_token_id
         self.folder = Path(config.cache.folder)
-        self.identity = identity(config, max_length)
+        self.identity = identity(config, max_length, tower.preprocessing)
 
     def write(
         self, facts: Facts, probe: Tensor, data: list[tuple[Stage, Rows]], who: Processes, on_shard: OnShard
