@@ -78,6 +78,11 @@ class Recorder:
             names = " and ".join(foreign)
             raise CheckFailed(f"{self.name}: the {kind} pass imported {names}; an artifact must run without.")
 
+    @property
+    def begun(self) -> bool:
+        """Whether a pass has been recorded."""
+        return self._engine is not None
+
     def invalidate(self, why: str) -> None:
         """Mark the measurement as one that must not be used."""
         self._invalid = why

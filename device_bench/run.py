@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progr
     Returns:
         The result file; its raw samples and answers lie beside it.
     Raises:
-        UserError: the artifact or the device is unusable; nothing is written.
+        UserError: the artifact or the device is unusable; what was measured before is written as an invalid result.
         CheckFailed: the measurement is invalid; the result file is written and says why.
     """
     device = open_device(config.device)
@@ -140,21 +141,28 @@ def _bench(device: Device, artifact: Path, config: BenchConfig, out: Path, on_pr
         raise UserError(
             f"sustained_s={config.sustained_s:g}: --device {device.spec} has no sustained run. Leave it out."
         )
-    recorder = Recorder(artifact, config, device.identify(), out / device.folder_name)
+    identity, pushed = device.identify(), device.push(artifact)  # before an older result is removed
+    recorder = Recorder(artifact, config, identity, out / device.folder_name)
     try:
-        _measure(recorder, device, on_progress)
+        _measure(recorder, device, pushed, on_progress)
     except CheckFailed as failure:
         recorder.invalidate(str(failure))
+    except UserError as error:
+        if recorder.begun:  # the device is gone, what it measured is not
+            recorder.invalidate(str(error))
+            with suppress(CheckFailed):
+                recorder.write()
+        raise
     return recorder.write()
 
 
-def _measure(recorder: Recorder, device: Device, on_progress: Progress) -> None:
+def _measure(recorder: Recorder, device: Device, pushed: Path, on_progress: Progress) -> None:
     """Run the passes in their order and record each as soon as it is there."""
     config, name = recorder.config, recorder.name
     settings = config.model_dump(include=JOB_SETTINGS | device.settings)
     if config.data:
         settings["data"] = str(Path(config.data).resolve())  # a pass works in another folder
-    job = {"artifact": device.push(recorder.artifact), **settings}
+    job = {"artifact": pushed, **settings}
     # Once, and untimed: whether every file is whole, and what the engine compiles on first use.
     prepare = {**job, "kind": "prepare", "threads": config.threads}
     _run(device, prepare, recorder, within(on_progress, 0, 1, 0, f"{name}: "))

@@ -44,6 +44,7 @@ class Link(ABC):
     """A connection to one device."""
 
     spec: str
+    gone = False  # whether it was waited for in vain
 
     @abstractmethod
     def check(self) -> None:
@@ -148,9 +149,11 @@ class Link(ABC):
         while True:
             try:
                 self.check()
+                self.gone = False
                 return
             except UserError as error:
                 if time.monotonic() > deadline:
+                    self.gone = True
                     raise UserError(
                         f"{error} (It was waited for {timeout_s:g} s after the connection broke.)"
                     ) from error

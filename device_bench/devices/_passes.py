@@ -173,7 +173,7 @@ def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[st
         part = within(on_progress, len(samples), len(asked), len(block))
         replies = device.answer(job, settings, ask, Watching(part, "accuracy", len(ask))).replies if ask else []
         samples += _graded(asker, block, replies, problems)
-    device.save("answers.jsonl", [asdict(sample) for sample in samples])
+        device.save("answers.jsonl", [asdict(sample) for sample in samples])  # the device may be gone in the next
     return {"load_ms": None, "accuracy": publish(score(samples), editions)}
 
 

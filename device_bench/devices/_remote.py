@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,9 +83,7 @@ class RemoteDevice(Device):
     def cluster(self) -> list[int] | Absent:
         """The processors that the runner is pinned to: the fast ones."""
         fast = big_cluster(cpus(self.link.run(self.sensors.script).out))
-        if isinstance(fast, Absent):
-            return fast
-        if self.link.words("taskset", mask(fast), "true").code != 0:
+        if not isinstance(fast, Absent) and self.link.words("taskset", mask(fast), "true").code != 0:
             return Absent("no taskset on the device")
         return fast
 
@@ -270,7 +269,10 @@ class RemoteDevice(Device):
     def clean_up(self) -> None:
         """Kill what still runs on the device, remove our folder there and the one here."""
         try:
-            if "claim" in vars(self):
+            if "claim" in vars(self) and self.link.gone:
+                with suppress(Lost):  # it was waited for long enough
+                    self._clean_device()
+            elif "claim" in vars(self):
                 self.again(self._clean_device)
         finally:
             if "_scratch" in vars(self):
