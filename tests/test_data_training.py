@@ -111,18 +111,18 @@ def test_what_was_left_out_is_said_at_the_end(
     assert any("the first is record 4 of records" in sentence for sentence in outcome["reports"])
 
 
-@pytest.mark.parametrize("steps", [3, 40])
+@pytest.mark.parametrize("steps", [20, 60])  # 20 are an epoch: the last broken image is met far from a logged step
 def test_too_many_images_that_data_workers_cannot_open_end_the_run(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    write(tmp_path, [record(n, "red") for n in range(6)], broken=tuple(f"{n}-0.png" for n in range(5)))
+    write(tmp_path, [record(n, "red") for n in range(40)], broken=tuple(f"{n}-0.png" for n in range(9)))
     tree = _config(teacher, tmp_path, "random").model_dump() | {"data_workers": 1, "log_steps": 100}
     tree["stages"][0]["steps"] = steps
     plain, done = AlignKD.forward, []
     monkeypatch.setattr(AlignKD, "forward", lambda self, **batch: done.append(1) or plain(self, **batch))
-    with pytest.raises(UserError, match=r"of 6 records are broken, more than max_broken: 0\.2"):
+    with pytest.raises(UserError, match=r"9 of 40 records are broken, more than max_broken: 0\.2"):
         worker.train(DistillConfig.parse(tree, "test"), tmp_path / "run")
-    assert len(done) < 15
+    assert len(done) <= 20
 
 
 def test_what_a_data_worker_says_has_no_traceback(teacher: Path, tmp_path: Path) -> None:
