@@ -44,7 +44,9 @@ def main(folder: Path) -> None:
                 dies.unlink()
                 os.killpg(0, signal.SIGKILL)
 
-        for request in requests:
+        for index, request in enumerate(requests):
+            if index == int(job.get("repeat_from", 0)):
+                began = time.monotonic()
             answer(request[0], request[1:])
         again = 0
         while time.monotonic() - began < float(job.get("repeat_s", 0)):

@@ -110,6 +110,14 @@ def test_the_last_request_is_repeated_until_the_time_is_over(runtime: Executorch
     assert lines[-1] == f"done {len(answers)}"
 
 
+def test_the_time_to_repeat_begins_after_the_warm_up(runtime: ExecutorchRuntime, tmp_path: Path) -> None:
+    ids = runtime.prompt("What?", has_image=False)
+    run_job(tmp_path, runtime, [("warm", "-", ids), ("timed", "-", ids)], repeat_s=0.2, repeat_from=1)
+    lines = (tmp_path / "results.txt").read_text().splitlines()
+    ends = [float(line.split()[3]) for line in lines if line.startswith("answer ")]
+    assert ends[-1] - ends[0] >= 0.19
+
+
 def run_job(
     folder: Path, runtime: ExecutorchRuntime, requests: list[tuple[str, str, list[int]]], **more: float
 ) -> subprocess.CompletedProcess[str]:

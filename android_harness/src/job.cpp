@@ -69,10 +69,12 @@ Job read_job(const std::string& folder) {
       read_value(words, job.reuse_images, where);
     } else if (key == "repeat_s") {
       read_value(words, job.repeat_s, where);
+    } else if (key == "repeat_from") {
+      read_value(words, job.repeat_from, where);
     } else if (key == "request") {
       job.requests.push_back(read_request(words, where));
     } else {
-      refuse(where, "'" + key + "'", "model, threads, max_new_tokens, eos, image_token, context, reuse_images, repeat_s or request");
+      refuse(where, "'" + key + "'", "model, threads, max_new_tokens, eos, image_token, context, reuse_images, repeat_s, repeat_from or request");
     }
   }
   if (job.model.empty() || job.eos < 0 || job.requests.empty() || job.max_new_tokens < 1) {

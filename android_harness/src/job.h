@@ -22,7 +22,8 @@ struct Job {
   int64_t image_token = -1;
   int64_t context = 0;        // longest sequence, for engines whose files do not say it
   bool reuse_images = false;  // a picture that the request before had too is not encoded again
-  double repeat_s = 0;        // the last request is repeated until this long after the first began
+  double repeat_s = 0;        // the last request is repeated until this long after the timed ones began
+  size_t repeat_from = 0;     // how many requests come before the timed ones
   std::vector<Request> requests;
 };
 

@@ -162,10 +162,13 @@ void run(const Job& job, std::FILE* out) {
   const std::unique_ptr<Model> model = pocketvlm::open_model(job.model, job.threads, job.context);
   std::fprintf(out, "load_ms %.3f\nstart_s %.3f\n", ms_since(start), uptime());
   std::fflush(out);
-  const auto first = Clock::now();
+  auto first = Clock::now();
   Picture picture;
   size_t count = 0;
   for (const Request& request : job.requests) {
+    if (count == job.repeat_from) {
+      first = Clock::now();
+    }
     ask(*model, job, request, request.id, picture, out);
     ++count;
   }

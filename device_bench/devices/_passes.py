@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_bench.devices._method import energy, sustained
 from device_bench.devices._requests import Asker, Reply, Request, Results, blocks
-from device_bench.devices._rules import measured, telemetry_rows
+from device_bench.devices._rules import measured, passed_gate, telemetry_rows
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.devices.base import Progress, within
 from device_bench.evaluate import grade, publish, score
@@ -121,7 +121,8 @@ def latency(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str
         most = WARMUPS * max(job.warmup, 1) + job.iterations
         requests = [Request(f"i{index}", ask.picture, ask.ids) for index in range(most)]
         watching = Watching(on_progress, "latency", most, device.sensors, device.prefix)
-        settings = {**_timed(asker, job), "repeat_s": 0 if device.emulated else job.min_seconds}
+        floor = {"repeat_s": 0 if device.emulated else job.min_seconds, "repeat_from": most - job.iterations}
+        settings = {**_timed(asker, job), **floor}
         results = device.answer(job, settings, requests, watching)
         run.finish(results, watching.readings)
     warmup = run.warmup(results.replies)
@@ -142,13 +143,15 @@ def sustained_run(device: "RemoteDevice", job: Job, on_progress: Progress) -> di
     """Answer the fixed request for minutes without a pause, to see what heat does to speed."""
     asker, ask = _fixed_request(device, job)
     longer = job.model_copy(update={"timeout_s": job.timeout_s + job.sustained_s})
+    gate = passed_gate(device, job, on_progress)
     watching = Watching(on_progress, "sustained", 10**9, device.sensors, device.prefix)
     results = device.answer(longer, {**_timed(asker, job), "repeat_s": job.sustained_s}, [ask], watching)
     ends = [(results.start_s or 0.0, 0)]
     ends += [(reply.end_s, len(reply.tokens)) for reply in results.replies]
     return {
         "load_ms": results.load_ms,
-        "sustained": sustained(ends, watching.readings),
+        "sustained": {**sustained(ends, watching.readings), "gate": asdict(gate)},
+        "broken_rules": [f"before the sustained run: {gate.problem}"] if gate.problem and not device.emulated else [],
         "raw": {"ends": ends, "telemetry": telemetry_rows(watching.readings)},
     }
 

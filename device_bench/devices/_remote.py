@@ -227,7 +227,7 @@ class RemoteDevice(Device):
         Raises:
             UserError: it cannot be reached.
         """
-        self.link.check()
+        arch = self.identify().arch
         reading, cluster = self.again(lambda: (observe(self.link, self.sensors, 0)[0], self.cluster))
         heat, status = reading.deciding_c, reading.status
         clocks: str | Absent = "clocks" if reading.allowed_mhz else Absent("no scaling_max_freq is readable")
@@ -238,6 +238,7 @@ class RemoteDevice(Device):
             energy = Absent("its battery is charging or may be, so that its current says nothing")
         holder = self.again(self.claim.holder)
         return {
+            "runner": arch if arch in ABIS else Absent(f"processor {arch}: no runner; there are: {', '.join(ABIS)}"),
             "use": Absent(f"another bench ({holder}) is measuring on it") if holder else "free",
             "heat": heat if isinstance(heat, Absent) else f"{heat:.1f} degrees",
             "throttling": clocks if isinstance(status, Absent) else f"thermal status {status}",

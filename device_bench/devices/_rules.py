@@ -86,12 +86,7 @@ def measured(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Itera
     link, sensors = device.link, device.sensors
     on_progress(0.0, "recording the device's state")
     before = state(link, sensors, device.android)
-    gate = cool_down(
-        lambda: observe(link, sensors, 0)[0],
-        PHONE_LIMIT_C if device.android else BOARD_LIMIT_C,
-        0 if device.emulated else job.cool_s,
-        lambda text: on_progress(0.0, text),
-    )
+    gate = passed_gate(device, job, on_progress)
     try:
         steady = device.begin_timing()  # before the idle device is watched: its clocks are the baseline
         idle = _idle(device, job, on_progress)
@@ -99,6 +94,16 @@ def measured(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Itera
     finally:
         with suppress(Lost):  # then `clean_up` does it
             device.end_timing()
+
+
+def passed_gate(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Gate:
+    """Wait until the device is cool, or find that it is not."""
+    return cool_down(
+        lambda: observe(device.link, device.sensors, 0)[0],
+        PHONE_LIMIT_C if device.android else BOARD_LIMIT_C,
+        0 if device.emulated else job.cool_s,
+        lambda text: on_progress(0.0, text),
+    )
 
 
 def _idle(device: "RemoteDevice", job: "Job", on_progress: Progress) -> list[Reading]:
