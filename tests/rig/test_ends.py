@@ -1,12 +1,14 @@
-"""What a bench that is ended from outside, and one that meets a folder of the user's, leave on a real connection."""
+"""A bench that is ended from outside, a folder of the user's, and two benches at once, over a real connection."""
 
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from device_bench.devices._remote import RemoteDevice
 from tests.rig.conftest import over_both, remote
 from tests.rig.rig import Rig, until
 from vlm.errors import UserError
@@ -39,3 +41,23 @@ def test_a_folder_of_the_users_survives(rig: Rig, spec: str, artifacts: dict[str
         (folder / "table.csv").unlink()
         (folder / "jobs").rmdir()
         folder.rmdir()
+
+
+@over_both
+def test_of_two_benches_that_find_a_claim_run_out_one_takes_the_device(rig: Rig, spec: str) -> None:
+    def take(device: RemoteDevice) -> bool:
+        try:
+            device.claim.take(60)
+        except UserError:
+            return False
+        return True
+
+    for _ in range(3):
+        late, *both = (remote(spec) for _ in range(3))
+        late.claim.take(-1)
+        with ThreadPoolExecutor(2) as pool:
+            took = list(pool.map(take, both))
+        assert sorted(took) == [False, True] and not late.claim.is_ours()
+        for device in (late, *both):
+            device.clean_up()
+        assert rig.left() == []
