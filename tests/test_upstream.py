@@ -25,15 +25,7 @@ from vlm.runtimes.torch import TorchRuntime
 KINDS = list(PROJECTORS)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    save_clip(tmp_path / "clip")
-    return tmp_path / "clip"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def mlp(state: dict[str, Tensor], first: str, second: str, x: Tensor) -> Tensor:

@@ -6,23 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.upstream import TOWER, random_tensors, save_clip, save_upstream, shapes
+from tests.upstream import TOWER, random_tensors, save_upstream, shapes
 from vlm.data.scenes.train_tokenizer import VOCABULARY
 from vlm.errors import UserError
 from vlm.models.checkpoint import load_checkpoint
 from vlm.models.from_upstream import to_hf
 from vlm.models.tensors import tensors
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    save_clip(tmp_path / "clip")
-    return tmp_path / "clip"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_missing_extra_and_misshaped_tensors_are_all_listed(clip: Path, tmp_path: Path) -> None:
