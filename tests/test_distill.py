@@ -238,3 +238,12 @@ def test_a_stage_that_cannot_be_trained_is_refused(changes: dict, message: str) 
 def test_terms_without_a_teacher_are_an_error() -> None:
     with pytest.raises(UserError, match="need a `teacher`"):
         DistillConfig.parse({**_config(Path("x")).model_dump(), "teacher": None}, "test")
+
+
+def test_the_clock_goes_on_where_a_killed_process_left_it(tmp_path: Path) -> None:
+    first = Clock(tmp_path / "seconds")
+    while first.seconds()[1] < 0.2:
+        sum(range(10_000))
+    first.note()
+    wall, processor = Clock(tmp_path / "seconds").seconds()
+    assert wall >= processor >= 0.2

@@ -193,6 +193,12 @@ def test_at_equal_time_a_slow_row_gets_fewer_steps(file: Path) -> None:
     assert run(file, "equal=time")["comparisons"].keys() == {"time"} and calls(file) == []
 
 
+def test_processor_time_does_not_count_what_other_work_took(file: Path) -> None:
+    result = run(file, "equal=time", "clock=processor")
+    assert {seed["steps"] for seed in row(result, "slow", "time")["seeds"]} == {50}
+    assert {seed["seconds"] for seed in row(result, "slow", "time")["seeds"]} == {10.0}
+
+
 def test_only_what_equal_time_needs_is_trained_at_equal_steps(file: Path) -> None:
     run(file, "equal=time")
     trained = {line.split()[0] for line in calls(file) if line.endswith("train")}

@@ -1,6 +1,7 @@
 """transformers' Trainer with learning rates per part, probes of the terms, and means that do not depend on how a batch
 is divided over processes and accumulation."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -134,15 +135,26 @@ class ProgressLines(TrainerCallback):
 
 
 class Clock(TrainerCallback):
-    """Seconds of training over all processes that followed each other, kept in a file at every checkpoint."""
+    """Time of training over all processes that followed each other, kept in a file at every checkpoint.
+
+    Attributes:
+        file: a JSON list, seconds on the wall and seconds of this process's processors. The second do not grow while
+            other work has the machine.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.started = file, time.monotonic()
-        self.before = float(file.read_text()) if file.is_file() else 0.0
+        self.file = file
+        before = json.loads(file.read_text()) if file.is_file() else (0.0, 0.0)
+        self._origin = [now - then for now, then in zip(self._now(), before, strict=True)]
 
-    def seconds(self) -> float:
-        """Until now."""
-        return round(self.before + time.monotonic() - self.started, 1)
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """Until now, on the wall and of the processors."""
+        wall, processor = (round(now - origin, 1) for now, origin in zip(self._now(), self._origin, strict=True))
+        return wall, processor
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time with a checkpoint: what comes after it is done again, and counted then."""
@@ -151,7 +163,7 @@ class Clock(TrainerCallback):
 
     def note(self) -> None:
         """Write the time into the file."""
-        write_atomic(self.file, str(self.seconds()))
+        write_atomic(self.file, json.dumps(self.seconds()))
 
 
 def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Path, who: Processes) -> TrainingArguments:

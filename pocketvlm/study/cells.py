@@ -117,7 +117,7 @@ def equal_time(study: StudyConfig, out: Path, factors: Mapping[str, float], trai
             cells += [by_place[row.name, seed] for seed in study.seeds if (row.name, seed) in by_place]
             continue
         timed = [by_place.get((name, study.seeds[0])) for name in (row.name, reference.name)]
-        seconds: list[float] = [cell.history()["seconds"] for cell in timed if cell]
+        seconds: list[float] = [cell.history()[study.seconds] for cell in timed if cell]
         for seed in study.seeds if len(seconds) == 2 else []:
             config = lengthened(rated(study.run_of(row, seed), factors[row.name]), seconds[1] / seconds[0])
             cells.append(Cell(row.name, seed, config, out / "time" / slug(row.name) / f"seed-{seed}", "equal time"))

@@ -57,7 +57,8 @@ class StudyConfig(Config):
         seeds: of weights and data order; all rows of a seed start from the same weights and see the same batches.
         split: scenes that are asked about; `test` is read once (pocketvlm.study.reading).
         scenes: how many; None: as the base.
-        equal: what rows have in common: steps, wall time of training, or both, one comparison after the other.
+        equal: what rows have in common: steps, time of training, or both, one comparison after the other.
+        clock: what time of training is: on the wall, or of the processors, which other work does not lengthen.
         tuning: learning rates to choose from; None: the rows' own.
         parallel: trainings side by side.
         threads: of each.
@@ -71,6 +72,7 @@ class StudyConfig(Config):
     split: Split = "validation"
     scenes: Annotated[int, Field(ge=1)] | None = None
     equal: Literal["steps", "time", "both"] = "steps"
+    clock: Literal["wall", "processor"] = "wall"
     tuning: Tuning | None = None
     parallel: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)
@@ -97,8 +99,13 @@ class StudyConfig(Config):
         """Name of the row that `row` is compared with; its own where it is with none."""
         return row.against or self.rows[0].name
 
+    @property
+    def seconds(self) -> str:
+        """Entry of history.json that says how long a training took."""
+        return "seconds" if self.clock == "wall" else "processor_seconds"
+
     def reference(self, row: Row) -> Row:
-        """The row whose wall time `row` gets: the one at the end of the chain of rows it is compared with."""
+        """The row whose time `row` gets: the one at the end of the chain of rows it is compared with."""
         other = self.rows[self.names.index(self.against(row))]
         return row if other is row else self.reference(other)
 

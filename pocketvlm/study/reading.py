@@ -87,7 +87,8 @@ def study_hash(study: StudyConfig) -> str:
     runs = [study.run_of(row, seed) for row in study.rows for seed in study.seeds]
     compared = [[row.name, study.against(row)] for row in study.rows]
     questions = runs[0].bench.model_dump(mode="json", include={"tasks", "scenes", "max_new_tokens"})
-    how = study.model_dump(mode="json", include={"seeds", "equal", "tuning"})
+    clock = {"clock"} if study.equal != "steps" else set()
+    how = study.model_dump(mode="json", include={"seeds", "equal", "tuning"} | clock)
     files = [input_files(named_paths(run.distill)) for run in runs[:: len(study.seeds)]]
     configs = [run.distill.model_dump(mode="json", exclude={"threads"}) for run in runs]
     return text_hash([compared, questions, how, files, configs])

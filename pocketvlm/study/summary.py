@@ -109,7 +109,7 @@ def _seed(config: StudyConfig, cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "scores": {"avg": accuracy["avg"]["score"], **tasks},
         "steps": history["steps"],
-        "seconds": history["seconds"],
+        "seconds": history[config.seconds],
         "learning_rates": [stage.learning_rate for stage in cell.config.distill.stages],
         "reports": history["reports"],
         "folder": cell.folder.as_posix(),
