@@ -19,7 +19,7 @@ from vlm.data.collator import Encoder
 from vlm.errors import UserError, install_hint
 from vlm.manifest import Preprocessing
 from vlm.models.checkpoint import Checkpoint, load_checkpoint
-from vlm.models.mobilevlm import MobileVlmForConditionalGeneration, mobilevlm_config
+from vlm.models.upstream import FAMILIES
 from vlm.tokenizer import Tokenizer
 
 FEATURES_KEPT = 8192  # images whose tower features stay in memory: 74 KB each at 576 patches of 64 numbers
@@ -88,12 +88,13 @@ def build_student(
     # A teacher's embeddings may have rows beyond its tokenizer's; its logits are over all of them.
     vocabulary = teacher.model.config.text_config.vocab_size if teacher else len(tokenizer)
     sizes = config.student.model_dump()
+    family = FAMILIES[sizes.pop("projector")]
     spread = sizes.pop("initializer_range") or sizes["hidden_size"] ** -0.5
     text = {**sizes, "initializer_range": spread, "vocab_size": vocabulary, "pad_token_id": None}
     vision = tower.config.to_dict()
     torch.manual_seed(config.seed)
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    student = MobileVlmForConditionalGeneration(mobilevlm_config(vision, text, image_token_id))
+    student = family.model(family.config(vision, text, image_token_id))
     student.model.vision_tower.load_state_dict(tower.state_dict())
     preprocessing = teacher.preprocessing if teacher else Preprocessing(size=tower.config.image_size)
     return student, folder, preprocessing

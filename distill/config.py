@@ -45,8 +45,14 @@ class Stage(Config):
 
 
 class Student(Config):
-    """The student's decoder when it starts from random weights; initializer_range None means 1 / sqrt(hidden_size)."""
+    """Sizes of a student that starts from random weights.
 
+    Attributes:
+        projector: upstream's name of what makes vision tokens of patches: MobileVLM's LDPv2 and LDP, LLaVA's MLP.
+        initializer_range: None means 1 / sqrt(hidden_size).
+    """
+
+    projector: Literal["ldpnetv2", "ldpnet", "mlp2x_gelu"] = "ldpnetv2"
     hidden_size: Count
     intermediate_size: Count
     num_hidden_layers: Count

@@ -44,15 +44,15 @@ READOUTS = ("features", "last")
 RECORD = "tower.json"
 
 
-def tower_config() -> CLIPVisionConfig:
-    """The tower's architecture: 24x24 patches and CLS, the grid of MobileVLM V2's 336/14."""
+def tower_config(patch: int = PATCH) -> CLIPVisionConfig:
+    """The tower's architecture: 24x24 patches and CLS, the grid of MobileVLM V2's 336/14, if patches are 4 wide."""
     return CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
-        patch_size=PATCH,
+        patch_size=patch,
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
     )
@@ -134,10 +134,10 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
-def build_reader(seed: int) -> AttributeReader:
+def build_reader(seed: int, patch: int = PATCH) -> AttributeReader:
     """A tower with fresh weights, the same for the same seed."""
     torch.manual_seed(seed)
-    tower = CLIPVisionModel(tower_config())
+    tower = CLIPVisionModel(tower_config(patch))
     set_grid_positions(tower)
     set_local_attention(tower)
     with torch.no_grad():
@@ -146,7 +146,14 @@ def build_reader(seed: int) -> AttributeReader:
 
 
 def train_tower(
-    out: Path, *, steps: int, seed: int = 0, threads: int = 2, held_out: int = HELD_OUT, init: Path | None = None
+    out: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    patch: int = PATCH,
+    threads: int = 2,
+    held_out: int = HELD_OUT,
+    init: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Trains the tower on scenes from TOWER_START on and writes it into the folder `out`; one that is there is kept.
 
@@ -154,6 +161,7 @@ def train_tower(
         out: folder to create; written as `<out>.partial` and renamed when complete.
         steps: optimiser steps of 32 scenes each, 1 or more.
         seed: of the weights and of the first scene.
+        patch: width of a patch in pixels; 4, 8 or 16, so that a cell of the 3x3 grid has whole ones.
         threads: CPU threads of torch.
         held_out: how many validation scenes the accuracies are measured on.
         init: a tower to go on from, on whole pictures only; give another seed, so that the scenes are new ones.
@@ -164,13 +172,15 @@ def train_tower(
     Raises:
         UserError: `out` holds something else than this tower, `init` holds no tower.
     """
-    recipe: dict[str, object] = {"steps": steps, "seed": seed}
+    recipe: dict[str, object] = {"steps": steps, "seed": seed, "patch": patch}
     if init is not None:
         recipe["init"] = _record(init)
+        if (found := _record(init).get("patch", PATCH)) != patch:
+            raise UserError(f"{init}: a tower with patches of {found}, not of {patch}. Give --patch {found}.")
     if out.exists():
         return _finished(out, recipe)
     torch.set_num_threads(threads)
-    reader = build_reader(seed)
+    reader = build_reader(seed, patch)
     if init is not None:
         reader.tower.load_state_dict(CLIPVisionModel.from_pretrained(init).state_dict())
     started = time.monotonic()
@@ -203,7 +213,7 @@ def _finished(out: Path, recipe: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _made(record: dict[str, Any]) -> str:
     """How a tower was made, without what differs from one making to the next."""
-    text = f"{record.get('steps')} steps, seed {record.get('seed')}"
+    text = f"{record.get('steps')} steps, seed {record.get('seed')}, patches of {record.get('patch', PATCH)}"
     return f"{text}, from ({_made(record['init'])})" if "init" in record else text
 
 
@@ -241,6 +251,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--steps", type=int, default=1300, help="optimiser steps of 32 scenes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patch", type=int, default=PATCH, choices=(4, 8, 16), help="width of a patch in pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="tower to go on from, on whole pictures (give another --seed)")
     arguments = parser.parse_args()

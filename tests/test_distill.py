@@ -12,6 +12,7 @@ from distill.build import build
 from distill.config import DistillConfig, Stage
 from distill.data.quarantine import Quarantine
 from distill.data.rows import Rows
+from distill.tower import train_tower
 from distill.training import worker
 from distill.training.processes import Processes
 from distill.training.stages import Plan, train_stage
@@ -130,6 +131,21 @@ def test_adapters_train_and_the_vision_tower_does_not(teacher: Path, tmp_path: P
     after = module.state_dict()
     assert all(not torch.equal(before[n], after[n]) for n in before if n.startswith("adapters."))
     assert all(torch.equal(before[n], after[n]) for n in before if "vision_tower" in n)
+
+
+def test_llavas_projector_and_grouped_queries_are_trained_and_distilled(tmp_path: Path) -> None:
+    train_tower(tmp_path / "tower", steps=1, patch=8, held_out=32)
+    sizes = {"projector": "mlp2x_gelu", "intermediate_size": 64, "num_key_value_heads": 1}
+    large = {**sizes, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
+    small = {**sizes, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    alone = {"teacher": None, "vision": str(tmp_path / "tower")}
+    worker.train(_config(tmp_path, student=large).without_distillation().model_copy(update=alone), tmp_path / "teacher")
+    worker.train(_config(tmp_path / "teacher", student=small), tmp_path / "student")
+    student = load_checkpoint(tmp_path / "student").model
+    assert student.config.model_type == "llava" and student.config.image_seq_length == 12 * 12
+    assert student.config.text_config.num_key_value_heads == 1
+    terms = _history(tmp_path / "student")[0]["terms"]
+    assert all(terms[name]["grad_norm"] > 0 for name in ("attention", "vision", "logits"))
 
 
 def test_the_student_is_a_checkpoint_that_loads(straight: Path) -> None:

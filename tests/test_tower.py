@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm.data.scenes.attributes import CLASSES
+from vlm.errors import UserError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -40,7 +41,19 @@ def test_a_tower_of_another_command_is_left_alone_with_one_line(
         assert tower.main() == code
     captured = capsys.readouterr()
     assert "this tower is finished" in captured.out
-    assert "holds a tower of 7 steps, seed 0, not of 8 steps" in captured.err and captured.err.count("\n") == 1
+    assert "holds a tower of 7 steps, seed 0, patches of 4, not of 8 steps" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_tower_of_wider_patches_has_fewer_of_them_and_goes_on_from_its_own_kind_only(tmp_path: Path) -> None:
+    from distill.tower import train_tower
+
+    train_tower(tmp_path / "wide", steps=1, patch=8, held_out=32)
+    tower = transformers.CLIPVisionModel.from_pretrained(tmp_path / "wide")
+    assert tower.embeddings.position_embedding.weight.shape[0] == 1 + 12 * 12
+    with pytest.raises(UserError, match=r"patches of 8, not of 4\. Give --patch 8"):
+        train_tower(tmp_path / "next", steps=1, seed=1, init=tmp_path / "wide")
+    train_tower(tmp_path / "next", steps=1, seed=1, patch=8, held_out=32, init=tmp_path / "wide")
 
 
 def test_attention_by_cell_is_attention_to_the_own_cell_alone() -> None:
