@@ -215,8 +215,13 @@ def test_every_row_gets_its_best_learning_rate_by_validation(file: Path) -> None
     assert set(result["tuning"]) == {"base", "+ better", "slow"}
     assert row(result, "slow")["seeds"][0]["learning_rates"] == [2.0]
     done = calls(file)
-    assert sum(line.startswith("tuning/") and line.endswith(" validation") for line in done) == 9
-    assert not any(line.startswith("tuning/") and line.endswith(" test") for line in done)
+    assert sum(line.endswith(" validation") for line in done) == 9
+    assert {line.split("-x")[1].split("/")[0] for line in done if line.endswith(" test")} == {"2.0"}
+
+
+def test_what_tuning_trained_is_not_trained_again(file: Path) -> None:
+    run(file, "tuning={factors: [0.5, 1, 2], seeds: [0]}")
+    assert sum(line.endswith(" train") for line in calls(file)) == 3 * 3 + 3
 
 
 def test_a_row_may_be_compared_with_another_than_the_first(file: Path) -> None:

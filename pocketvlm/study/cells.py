@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distill.config import Stage
     from pocketvlm.ledger import Step
     from pocketvlm.pipeline import RunConfig
-    from pocketvlm.study.config import StudyConfig
+    from pocketvlm.study.config import Row, StudyConfig
 
 STUDENT, CONFIG = "student", "cell.yaml"
 
@@ -71,15 +71,13 @@ class Cell:
 
 def tuning_cells(study: StudyConfig, out: Path) -> dict[tuple[str, float], list[Cell]]:
     """Row and factor -> the trainings that say how good that learning rate is for that row."""
-    cells: dict[tuple[str, float], list[Cell]] = {}
-    for row in study.rows:
-        for factor in study.tuning.factors if study.tuning else []:
-            folder = out / "tuning" / f"{slug(row.name)}-x{factor}"
-            cells[row.name, factor] = [
-                Cell(row.name, seed, rated(study.run_of(row, seed), factor), folder / f"seed-{seed}", f"x {factor}")
-                for seed in (study.tuning.seeds if study.tuning else [])
-            ]
-    return cells
+    tuning = study.tuning
+    return {
+        (row.name, factor): [_at_steps(study, out, row, seed, factor) for seed in tuning.seeds]
+        for row in study.rows
+        for factor in (tuning.factors if tuning else [])
+        if tuning
+    }
 
 
 def equal_steps(study: StudyConfig, out: Path, factors: Mapping[str, float]) -> list[Cell]:
@@ -88,16 +86,18 @@ def equal_steps(study: StudyConfig, out: Path, factors: Mapping[str, float]) -> 
     Where only equal time is asked for, these are the rows whose time others get, and one seed of each for its time.
     """
     return [
-        Cell(
-            row.name,
-            seed,
-            rated(study.run_of(row, seed), factors[row.name]),
-            out / "steps" / slug(row.name) / f"seed-{seed}",
-        )
+        _at_steps(study, out, row, seed, factors[row.name])
         for row in study.rows
         for seed in study.seeds
         if study.equal != "time" or study.reference(row) is row or seed == study.seeds[0]
     ]
+
+
+def _at_steps(study: StudyConfig, out: Path, row: Row, seed: int, factor: float) -> Cell:
+    """One row's training with one learning rate; found again where tuning and comparison both need it."""
+    run = rated(study.run_of(row, seed), factor)
+    name, kind = (f"{slug(row.name)}-x{factor}", f"x {factor}") if study.tuning else (slug(row.name), "")
+    return Cell(row.name, seed, run, out / "steps" / name / f"seed-{seed}", kind)
 
 
 def equal_time(study: StudyConfig, out: Path, factors: Mapping[str, float], trained: Iterable[Cell]) -> list[Cell]:
