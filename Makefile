@@ -7,7 +7,7 @@ UNFINISHED := $(VENV).unfinished
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mobile test test-rig lint gate baseline teacher study-tiny clean
+.PHONY: help install mobile test test-rig lint gate baseline teacher study-tiny evidence clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,17 @@ teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes 
 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
 	$(BIN)/pocketvlm ablate studies/tiny.yaml
+
+STUDIES = main converged transfer methods when paper
+evidence: $(INSTALLED) ## all studies, and docs/evidence.md from them (many hours; goes on where it was stopped)
+	$(BIN)/python -m distill.tower --out runs/transfer-tower-cells --patch 16 --steps 1300
+	$(BIN)/python -m distill.tower --out runs/transfer-tower --patch 16 --init runs/transfer-tower-cells --steps 500 --seed 1
+	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml
+	$(BIN)/pocketvlm distill configs/converged.yaml
+	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=1000 --out runs/teacher-1600
+	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=3000 --out runs/teacher-3600
+	set -e; for study in $(STUDIES); do $(BIN)/pocketvlm ablate studies/$$study.yaml >/dev/null; done
+	$(BIN)/python -m pocketvlm.evidence --collect runs
 
 clean: ## remove what runs and tests left (not .venv)
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

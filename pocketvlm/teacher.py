@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from device_bench.config import BenchConfig
 from pocketvlm.console import exit_codes
 from pocketvlm.evaluation import evaluate_checkpoint
 from vlm.folders import finished_folder
+from vlm.machine import processor
 
 SHIPPED = Path("checkpoints/tiny-teacher")
 FILES = (
@@ -61,7 +61,7 @@ def readme(accuracy: dict[str, Any], history: dict[str, Any], tower: dict[str, A
         *(f"* vision tower: `{run['command']}`, seed {run['seed']}, {run['seconds']:.0f} s" for run in runs),
         f"* teacher: `pocketvlm distill configs/teacher.yaml`, seed {history['seed']}, {history['steps']} steps, "
         f"{history['seconds']:.0f} s",
-        f"* processor: {_processor()}",
+        f"* processor: {processor()}",
         "",
         f"Tower, percent of attributes right on validation scenes: {_pairs(tower['accuracies']['features'])}.",
         "",
@@ -79,12 +79,6 @@ def readme(accuracy: dict[str, Any], history: dict[str, Any], tower: dict[str, A
 
 def _pairs(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0]}, {len(models)} cores" if models else platform.processor()
 
 
 def main() -> None:

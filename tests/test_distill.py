@@ -258,8 +258,8 @@ def test_terms_without_a_teacher_are_an_error() -> None:
 
 def test_the_clock_goes_on_where_a_killed_process_left_it(tmp_path: Path) -> None:
     first = Clock(tmp_path / "seconds")
-    while first.seconds()[1] < 0.2:
+    while first.seconds()["processor_seconds"] < 0.2:
         sum(range(10_000))
     first.note()
-    wall, processor = Clock(tmp_path / "seconds").seconds()
+    wall, processor = Clock(tmp_path / "seconds").seconds().values()
     assert wall >= processor >= 0.2

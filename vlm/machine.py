@@ -1,6 +1,7 @@
 """What this machine has left for a program: cores, memory and disk."""
 
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,14 @@ from pathlib import Path
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name of the processor and how many cores of it there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0]}, {len(models)} cores" if models else platform.processor()
 
 
 def available_memory() -> int | None:

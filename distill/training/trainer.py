@@ -151,10 +151,10 @@ class Clock(TrainerCallback):
     def _now() -> tuple[float, float]:
         return time.monotonic(), time.process_time()
 
-    def seconds(self) -> tuple[float, float]:
+    def seconds(self) -> dict[str, float]:
         """Until now, on the wall and of the processors."""
         wall, processor = (round(now - origin, 1) for now, origin in zip(self._now(), self._origin, strict=True))
-        return wall, processor
+        return {"seconds": wall, "processor_seconds": processor}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time with a checkpoint: what comes after it is done again, and counted then."""
@@ -163,7 +163,7 @@ class Clock(TrainerCallback):
 
     def note(self) -> None:
         """Write the time into the file."""
-        write_atomic(self.file, json.dumps(self.seconds()))
+        write_atomic(self.file, json.dumps(list(self.seconds().values())))
 
 
 def training_arguments(config: DistillConfig, stage: Stage, steps: int, out: Path, who: Processes) -> TrainingArguments:

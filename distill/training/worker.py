@@ -63,11 +63,9 @@ def train(config: DistillConfig, out: Path) -> None:
             merge_lora(module.student)
             save_checkpoint(module.student, tokenizer_folder, module.tower.preprocessing, folder)
             left_out = [sentence for _, rows in data for sentence in rows.quarantine.report()]
-            wall, processor = clock.seconds()
             tree = {
                 "seed": config.seed,
-                "seconds": wall,
-                "processor_seconds": processor,
+                **clock.seconds(),
                 "steps": done,
                 "terms": [SUPERVISED, *module.terms],
                 "rows": history,

@@ -26,12 +26,14 @@ class Row(Config):
         base: configuration file that it changes instead of the study's.
         distill: what it changes.
         against: the row before it that it is compared with (None: the first); its own name: it only serves others.
+        at: its place in the figure of gains: axis (training steps, ...) -> where there.
     """
 
     name: str
     base: str | None = None
     distill: Changes = {}
     against: str | None = None
+    at: dict[str, float] = {}
 
 
 class Tuning(Config):
@@ -54,6 +56,7 @@ class StudyConfig(Config):
         base: configuration file of the run that the rows change; its `export` is not used, its `bench` by all rows.
         distill: changes that all rows share.
         rows: what is compared.
+        pairs: further comparisons of two rows, (row, against).
         seeds: of weights and data order; all rows of a seed start from the same weights and see the same batches.
         split: scenes that are asked about; `test` is read once (pocketvlm.study.reading).
         scenes: how many; None: as the base.
@@ -68,6 +71,7 @@ class StudyConfig(Config):
     base: str
     distill: Changes = {}
     rows: list[Row] = Field(min_length=1)
+    pairs: list[tuple[str, str]] = []
     seeds: list[Seed] = Field(min_length=1)
     split: Split = "validation"
     scenes: Annotated[int, Field(ge=1)] | None = None
@@ -86,6 +90,8 @@ class StudyConfig(Config):
             known = self.names[: self.names.index(row.name) + 1]
             if row.against is not None and row.against not in known:
                 raise ValueError(f"row {row.name!r} is against {row.against!r}, which is no row before it: {known}")
+        for name in {name for pair in self.pairs for name in pair} - set(self.names):
+            raise ValueError(f"pairs: {name!r} is no row; rows: {self.names}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: the same one twice is no second measurement")
         return self

@@ -17,6 +17,7 @@ from device_bench.report.svg import COLOURS, drawing
 if TYPE_CHECKING:
     from pocketvlm.study.summary import Comparison
 
+STEM = "curves"  # of the figures' file names
 HEIGHT, WIDTH = 360, 620  # pixels
 _LINES = ("muted", "accent", "undistilled", "onnx", "executorch", "coreml")
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -59,11 +60,11 @@ def _smoothed(rows: Sequence[dict]) -> dict[int, float]:
     return result
 
 
-def standalone(svg: str) -> str:
-    """Give a page's drawing the page's colours and font, so that it is a file of its own."""
+def standalone(svg: str, height: int = HEIGHT) -> str:
+    """Give a page's drawing the page's colours and font, so that it is a file of its own, `height` pixels high."""
     style = (Path(device_bench.report.__file__).parent / "style.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
     css = f"svg {{{light} font-family: sans-serif}} @media (prefers-color-scheme: dark) {{svg {{{dark}}}}}"
     head, end, body = svg.partition(">")
-    size = f' width="{WIDTH}" height="{HEIGHT}"'
+    size = f' width="{WIDTH}" height="{height}"'
     return f"{head}{size}{end}<style>{css}</style>{body}\n"

@@ -9,18 +9,31 @@ from typing import Any
 Tree = dict[str, Any]
 INTERVALS = ("95 % (seeds and images)", "95 % t (seeds)")
 COLUMNS = ("row", "average", "against", "difference", *INTERVALS, "seeds better", "p", "steps", "min")
-EQUAL = {"steps": "Equal steps", "time": "Equal wall time of training"}
+EQUAL = {"steps": "Equal steps", "time": "Equal time of training"}
 
 
 def markdown(result: Tree) -> str:
-    """Say what a study found: per comparison the rows with their paired intervals, the families, what went wrong."""
-    config = result["config"]
-    lines = [f"# Study {config['name']}", "", *_about(result), ""]
+    """Say what a study found: how it was made, then `tables`."""
+    return "\n".join([f"# Study {result['config']['name']}", "", *_about(result), "", tables(result, "##", "")])
+
+
+def tables(result: Tree, heading: str, figures: str) -> str:
+    """Per comparison the rows with their paired intervals, the families, what went wrong; then the learning rates.
+
+    Args:
+        result: study.json.
+        heading: level of the headings, "##".
+        figures: what the figures' file names begin with.
+    """
+    lines = []
     for equal, rows in result["comparisons"].items():
-        lines += [f"## {EQUAL[equal]}", "", *_averages(rows), "", *_families(rows), "", *_notes(rows)]
-        lines += [f"![Cross-entropy while training](curves-{equal}.svg)", ""]
+        lines += [f"{heading} {EQUAL[equal]}", "", *_averages(rows), "", *_families(rows), "", *_notes(rows)]
+        lines += _pairs(result["pairs"][equal])
+        if any(row["at"] for row in rows):
+            lines += [f"![Gains along what was varied]({figures}gains-{equal}.svg)", ""]
+        lines += [f"![Cross-entropy while training]({figures}curves-{equal}.svg)", ""]
     if result["tuning"]:
-        lines += ["## Learning rates", "", *_tuning(result["tuning"]), ""]
+        lines += [f"{heading} Learning rates", "", *_tuning(result["tuning"]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -31,7 +44,9 @@ def _about(result: Tree) -> list[str]:
         "seed start from the same weights and see the same batches.",
         "",
         "Intervals are paired, 95 %: a bootstrap that draws seeds and images, and Student's t over seeds alone. p is "
-        "the bootstrap's, adjusted for the number of rows (Holm). min is the wall time of one training.",
+        "the bootstrap's, adjusted for the number of rows (Holm). min is the time of one training, on the "
+        f"{'wall' if config['clock'] == 'wall' else 'processors'}; {result['spent']['trainings']} trainings took "
+        f"{result['spent']['seconds'] / 3600:.1f} hours together ({result['spent']['processor']}).",
     ]
     if len(readings) > 1:
         forced = sum(reading["forced"] for reading in readings)
@@ -69,6 +84,15 @@ def _difference(row: Tree) -> str:
     t = interval(found["t_ci95"]) if found["t_ci95"] else "needs two seeds"
     parts = [row["against"], f"{found['points']:+.1f}", interval(found["ci95"]), t, better, f"{row['p_holm']:.3f}"]
     return " | ".join(parts)
+
+
+def _pairs(pairs: Sequence[Tree]) -> list[str]:
+    lines = []
+    for pair in pairs:
+        if found := pair["difference"]:
+            points, ends = found["avg"]["points"], interval(found["avg"]["ci95"])
+            lines.append(f"* {pair['row']} against {pair['against']}: {points:+.1f} points ({ends}).")
+    return [*lines, ""] if lines else []
 
 
 def _families(rows: Sequence[Tree]) -> list[str]:

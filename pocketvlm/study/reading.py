@@ -85,7 +85,7 @@ class Readings:
 def study_hash(study: StudyConfig) -> str:
     """Hash what a study compares; its name, its folder and how many trainings run side by side do not matter."""
     runs = [study.run_of(row, seed) for row in study.rows for seed in study.seeds]
-    compared = [[row.name, study.against(row)] for row in study.rows]
+    compared = [[row.name, study.against(row)] for row in study.rows] + [list(pair) for pair in study.pairs]
     questions = runs[0].bench.model_dump(mode="json", include={"tasks", "scenes", "max_new_tokens"})
     clock = {"clock"} if study.equal != "steps" else set()
     how = study.model_dump(mode="json", include={"seeds", "equal", "tuning"} | clock)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketvlm.study import cells, pool
-from pocketvlm.study.curves import draw
+from pocketvlm.study import cells, curves, gains, pool
 from pocketvlm.study.reading import Readings, study_hash
 from pocketvlm.study.summary import STEPS, TIME, Comparison, Study, summarise, write
 from vlm.errors import CheckFailed
@@ -60,10 +59,13 @@ def study(config: StudyConfig, file: Path, out: Path, quiet: bool = False, read_
             Comparison(equal, [cell for cell in group if cell in answered], work.failures)
             for equal, group in comparisons.items()
         ]
-        result = summarise(config, found, tuned, readings.all if config.split == "test" else [])
+        result = summarise(config, found, tuned, readings.all if config.split == "test" else [], work.trained)
         write(result, out)
         for comparison in found:
-            write_atomic(out / f"curves-{comparison.equal}.svg", draw(comparison, config.names))
+            write_atomic(out / f"{curves.STEM}-{comparison.equal}.svg", curves.draw(comparison, config.names))
+            rows = result["comparisons"][comparison.equal]
+            if any(row["at"] for row in rows):
+                write_atomic(out / f"{gains.STEM}-{comparison.equal}.svg", gains.draw(rows))
     if work.failures:
         said = "\n".join(f"{cell.title}: {why}" for cell, why in work.failures.items())
         raise CheckFailed(
@@ -77,15 +79,19 @@ class Work:
 
     Attributes:
         failures: cell -> what went wrong.
+        trained: what has a student.
     """
 
     def __init__(self, config: StudyConfig, quiet: bool) -> None:
         self._config, self._quiet = config, quiet
         self.failures: dict[Cell, str] = {}
+        self.trained: list[Cell] = []
 
     def train(self, wanted: list[Cell]) -> list[Cell]:
         """Leave the students of some cells; returns those that have one."""
-        return self._do("train", wanted, lambda cell: cell.training())
+        trained = self._do("train", wanted, lambda cell: cell.training())
+        self.trained += trained
+        return trained
 
     def evaluate(self, split: Split, wanted: list[Cell]) -> list[Cell]:
         """Leave the students' answers; returns the cells that have them."""

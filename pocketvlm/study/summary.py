@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from device_bench.stats import holm, paired_seeds
 from pocketvlm.study.cells import Cell
 from pocketvlm.study.markdown import markdown
 from vlm.folders import write_atomic
+from vlm.machine import processor
 
 if TYPE_CHECKING:
     from pocketvlm.study.config import Row, StudyConfig
@@ -43,6 +44,7 @@ def summarise(
     comparisons: Sequence[Comparison],
     tuned: Mapping[str, Mapping[float, float]],
     readings: Sequence[Reading],
+    trained: Iterable[Cell],
 ) -> Study:
     """Put study.json together.
 
@@ -51,7 +53,9 @@ def summarise(
         comparisons: what was trained and evaluated.
         tuned: row -> learning rate factor -> score on validation.
         readings: of the test split; empty for validation.
+        trained: everything that was trained, for tuning, too.
     """
+    seconds = {cell.folder: cell.history()[config.seconds] for cell in trained}
     return {
         "schema": SCHEMA,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -59,7 +63,9 @@ def summarise(
         "split": config.split,
         "readings": [reading.model_dump() for reading in readings],
         "tuning": {row: {str(factor): score for factor, score in scores.items()} for row, scores in tuned.items()},
+        "spent": {"trainings": len(seconds), "seconds": round(sum(seconds.values())), "processor": processor()},
         "comparisons": {found.equal: _rows(config, found) for found in comparisons},
+        "pairs": {found.equal: [_pair(config, found, *pair) for pair in config.pairs] for found in comparisons},
     }
 
 
@@ -78,22 +84,30 @@ def _rows(config: StudyConfig, comparison: Comparison) -> list[dict[str, Any]]:
 
 def _row(config: StudyConfig, comparison: Comparison, row: Row) -> dict[str, Any]:
     cells, against = comparison.of(row.name), config.against(row)
-    others = {cell.seed: cell for cell in comparison.of(against)}
-    paired = [(others[cell.seed], cell) for cell in cells if cell.seed in others]
     seeds = [_seed(config, cell) for cell in cells]
     families = seeds[0]["scores"] if seeds else {}
     return {
         "row": row.name,
         "against": against,
+        "at": row.at,
         "seeds": seeds,
         "mean": {name: statistics.fmean(seed["scores"][name] for seed in seeds) for name in families},
         "std": statistics.stdev(seed["scores"]["avg"] for seed in seeds) if len(seeds) > 1 else None,
-        "difference": _difference(config, paired) if row.name != against and paired else None,
+        "difference": _difference(config, comparison, row.name, against),
         "failures": {cell.title: why for cell, why in comparison.failures.items() if cell.row == row.name},
     }
 
 
-def _difference(config: StudyConfig, paired: Sequence[tuple[Cell, Cell]]) -> Mapping[str, Any]:
+def _pair(config: StudyConfig, comparison: Comparison, row: str, against: str) -> dict[str, Any]:
+    return {"row": row, "against": against, "difference": _difference(config, comparison, row, against)}
+
+
+def _difference(config: StudyConfig, comparison: Comparison, row: str, against: str) -> Mapping[str, Any] | None:
+    """Paired over the seeds that both rows have."""
+    others = {cell.seed: cell for cell in comparison.of(against)}
+    paired = [(others[cell.seed], cell) for cell in comparison.of(row) if cell.seed in others]
+    if row == against or not paired:
+        return None
     return paired_seeds([(_answers(config, first), _answers(config, second)) for first, second in paired])
 
 

@@ -1,0 +1,83 @@
+"""docs/evidence.md says of every claim what its study found, and is what the results in the repository make."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pocketvlm.evidence import DOCUMENT, HOME, Evidence, collect, document, load
+from vlm.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CLAIM = {"says": "It helps.", "by": "us", "study": "one", "row": "best", "points": 2.0}
+
+
+def result(points: float, low: float) -> dict:
+    """A study.json of two rows and one pair."""
+    found = {"points": points, "ci95": [low, 9.0], "t_ci95": [low, 9.0], "seeds": [points, points]}
+    seeds = [{"seed": seed, "steps": 5, "seconds": 60.0, "reports": [], "scores": {"avg": 1.0}} for seed in (0, 1)]
+    common = {"against": "base", "at": {}, "seeds": seeds, "mean": {"avg": 50.0}, "std": 1.0, "failures": {}}
+    rows = [
+        {**common, "row": "base", "difference": None, "p_holm": None},
+        {**common, "row": "best", "difference": {"avg": found}, "p_holm": 0.01},
+    ]
+    pair = {"row": "best", "against": "base", "difference": {"avg": found}}
+    return {
+        "config": {"name": "one", "seeds": [0, 1], "base": "configs/tiny.yaml", "clock": "wall"},
+        "split": "test",
+        "readings": [{}],
+        "spent": {"trainings": 4, "seconds": 7200, "processor": "a processor"},
+        "tuning": {},
+        "comparisons": {"steps": rows},
+        "pairs": {"steps": [pair]},
+    }
+
+
+def described(**claim: object) -> Evidence:
+    section = {"study": "one", "title": "First", "about": "What it asks."}
+    tree = {"about": "All of it.", "sections": [section], "claims": [{**CLAIM, **claim}]}
+    return Evidence.parse(tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("points", "low", "verdict"),
+    [(2.5, 0.1, "| confirmed |"), (2.5, -0.1, "| **not confirmed** |"), (1.9, 1.0, "| **not confirmed** |")],
+)
+def test_a_claim_holds_when_difference_and_interval_reach_it(points: float, low: float, verdict: str) -> None:
+    text = document(described(), {"one": result(points, low)})
+    assert verdict in text and f"{points:+.1f} ({low:+.1f} to +9.0; 2 seeds)" in text
+    assert "4 trainings, 2.0 hours" in text and "### Equal steps" in text
+    assert verdict in document(described(against="base"), {"one": result(points, low)})
+
+
+def test_what_was_not_run_is_said() -> None:
+    text = document(described(), {})
+    assert "| not measured |" in text and "Not run yet" in text and "No study has been run" in text
+
+
+def test_a_claim_about_a_row_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"study one at equal steps has no row 'worst'.*only base, best"):
+        document(described(row="worst"), {"one": result(2.0, 1.0)})
+
+
+def test_results_and_figures_are_collected_from_the_runs(tmp_path: Path) -> None:
+    runs, home, figures = tmp_path / "runs", tmp_path / "home", tmp_path / "figures"
+    (runs / "one").mkdir(parents=True)
+    home.mkdir()
+    (runs / "one" / "study.json").write_text(json.dumps(result(3.0, 1.0)))
+    (runs / "one" / "curves-steps.svg").write_text("<svg/>")
+    (home / "evidence.yaml").write_text(yaml.safe_dump(described().model_dump(mode="json")))
+    collect(described(), runs, home, figures)
+    evidence, results = load(home)
+    assert "| confirmed |" in document(evidence, results) and (figures / "one-curves-steps.svg").is_file()
+
+
+def test_the_document_is_what_the_results_make() -> None:
+    assert (ROOT / DOCUMENT).read_text() == document(*load(ROOT / HOME))
+
+
+def test_make_evidence_runs_the_documents_studies() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    studies = next(line for line in makefile.splitlines() if line.startswith("STUDIES = ")).split()[2:]
+    assert studies == [section.study for section in load(ROOT / HOME)[0].sections]
