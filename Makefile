@@ -60,8 +60,7 @@ study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled a
 
 STUDIES = main converged transfer methods when paper
 evidence: $(INSTALLED) ## all studies, and docs/evidence.md from them (many hours; goes on where it was stopped)
-	$(BIN)/python -m distill.tower --out runs/transfer-tower-cells --patch 16 --steps 1300
-	$(BIN)/python -m distill.tower --out runs/transfer-tower --patch 16 --init runs/transfer-tower-cells --steps 500 --seed 1
+	$(BIN)/python -m distill.tower --out runs/transfer-tower --patch 16 --steps 1300 --threads 1
 	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml
 	$(BIN)/pocketvlm distill configs/converged.yaml
 	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=1000 --out runs/teacher-1600
