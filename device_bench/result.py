@@ -136,6 +136,7 @@ class Recorder:
     def _record_memory(self, found: dict[str, Any]) -> None:
         self._raw["rss_mb"] = {"loaded": found["loaded_rss_mb"], "peak": found["peak_rss_mb"]}
         self._values["peak_rss_mb"] = found["peak_rss_mb"]
+        self._values["pss_mb"], self._reasons["pss_mb"] = found["pss_mb"], found["pss_reason"]
         if found["peak_rss_mb"] is None:
             self._reasons["peak_rss_mb"] = "no VmHWM in /proc/self/status on this system"
 

@@ -105,7 +105,8 @@ def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Answer once and read the peak resident memory."""
     loaded = status_mb("VmRSS")
     run_once(runtime, _work(job))
-    return {"loaded_rss_mb": loaded, "peak_rss_mb": status_mb("VmHWM")}
+    told = {"pss_mb": None, "pss_reason": "only Android's meminfo tells it"}
+    return {"loaded_rss_mb": loaded, "peak_rss_mb": status_mb("VmHWM"), **told}
 
 
 def accuracy(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:

@@ -66,5 +66,5 @@ def options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    with console.exit_codes(debug="--debug" in sys.argv):
+    with console.exit_codes(debug="--debug" in sys.argv), console.ended_gently():
         app(prog_name="pocketvlm")

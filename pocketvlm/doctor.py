@@ -19,6 +19,7 @@ from vlm.machine import available_memory, free_disk
 from vlm.registry import names
 
 if TYPE_CHECKING:
+    from device_bench.sensors.base import Absent
     from pocketvlm.pipeline import RunConfig
 
 State = Literal["ok", "note", "missing"]
@@ -106,7 +107,7 @@ def examine(
         settings = RunConfig.load(config, overrides)
         formats = {target.partition(":")[0] for target in settings.export.targets}
         forecasts = _forecast(settings, out or Path("runs") / settings.name)
-    return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_devices(devices), *forecasts]
+    return [_python(), *_packages(formats), *_tools(), *_engines(formats), *_bundles(), *_devices(devices), *forecasts]
 
 
 def _python() -> Finding:
@@ -190,22 +191,32 @@ def _device(spec: str) -> list[Finding]:
     """What a phone or board is, and what would be measured there and what not."""
     from device_bench.devices import open_device
     from device_bench.devices._remote import RemoteDevice
-    from device_bench.sensors.base import Absent
+    from device_bench.devices._survey import survey
 
     device = open_device(spec)
     try:
         identity = device.identify()
-        measured = device.survey() if isinstance(device, RemoteDevice) else {}
+        measured = survey(device) if isinstance(device, RemoteDevice) else {}
     except UserError as error:
         return [Finding("device", spec, "note", "does not answer", str(error))]
     about = ", ".join(str(part) for part in (identity.name, identity.soc, identity.os) if part)
     found = [Finding("device", spec, "ok", f"{about} ({identity.kind})")]
-    for name, value in measured.items():
-        if isinstance(value, Absent):
-            found.append(Finding("device", f"{spec}: {name}", "note", "not measured", value.reason))
-        else:
-            found.append(Finding("device", f"{spec}: {name}", "ok", value))
-    return found
+    return found + [_answer("device", f"{spec}: {name}", value) for name, value in measured.items()]
+
+
+def _bundles() -> list[Finding]:
+    """The runners that a phone or board would get: which are built, and what the others need."""
+    from device_bench.devices._bundle import examined
+    from device_bench.devices._recipe import ENGINES, PROCESSORS
+
+    pairs = [(abi, engine) for abi in PROCESSORS for engine in ENGINES]
+    return [_answer("push bundle", f"{abi} {engine}", examined(engine, abi)) for abi, engine in pairs]
+
+
+def _answer(topic: str, name: str, value: str | Absent) -> Finding:
+    if isinstance(value, str):
+        return Finding(topic, name, "ok", value)
+    return Finding(topic, name, "note", "no", value.reason)
 
 
 def _forecast(config: RunConfig, run_dir: Path) -> list[Finding]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pocketvlm import cli, doctor
-from pocketvlm.console import ended_gently, exit_codes
+from pocketvlm.console import exit_codes
 from pocketvlm.progress import Progress, span
 from vlm.errors import CheckFailed, UserError
 
@@ -269,8 +269,19 @@ def test_spans_are_written_as_people_say_them(seconds: float, text: str) -> None
     assert span(seconds) == text
 
 
-def test_an_end_from_outside_is_an_interruption_and_cleans_up() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(KeyboardInterrupt), ended_gently():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_every_command_takes_an_end_from_outside_for_an_interruption(
+    call: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    cleaned = []
+
+    def command(**_: object) -> None:
+        try:
             signal.raise_signal(number)
-        assert signal.getsignal(number) is signal.SIG_DFL
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(cli, "app", command)
+    code, _, err = call("run")
+    assert (code, cleaned) == (130, [True]) and "type the same command again" in err
+    assert signal.getsignal(number) is signal.SIG_DFL

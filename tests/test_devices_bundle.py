@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.devices import _bundle
-from device_bench.devices._bundle import RECORD, bundle, own_bundle
+from device_bench.devices import _bundle, _recipe
+from device_bench.devices._bundle import bundle, examined, own_bundle
+from device_bench.devices._recipe import RECORD
+from device_bench.sensors.base import Absent
 from vlm.errors import UserError
 from vlm.folders import sha256
 
@@ -16,7 +18,7 @@ from vlm.folders import sha256
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PATH with a cross compiler that only tells its version, and an empty cache."""
     monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_bundle, "_version", lambda how: "1.0")
+    monkeypatch.setattr(_recipe, "_version", lambda how: "1.0")
     folder = tmp_path / "bin"
     folder.mkdir()
     compiler = folder / "aarch64-linux-gnu-g++"
@@ -61,16 +63,21 @@ def test_a_bundle_in_the_cache_is_used_and_a_damaged_one_refused(
         (ready / RECORD).write_text(json.dumps({"files": files}))
         return ready
 
-    monkeypatch.setattr(_bundle, "_make", make)
+    monkeypatch.setattr(_bundle, "make", make)
+    before = examined("executorch", "arm64-v8a")
+    assert isinstance(before, Absent) and "not built yet; the first bench does it" in before.reason
     made = bundle("executorch", "arm64-v8a")
+    assert examined("executorch", "arm64-v8a") == "built, executorch 1.0, 1 files, each with the right SHA-256"
     assert made.command("/there") == [
         "/there/ld-linux-aarch64.so.1", "--library-path", "/there", "/there/pocketvlm-runner"
     ]  # fmt: skip
-    monkeypatch.setattr(_bundle, "_make", lambda *rest: pytest.fail("made again"))
+    monkeypatch.setattr(_bundle, "make", lambda *rest: pytest.fail("made again"))
     assert bundle("executorch", "arm64-v8a") == made
     (made.folder / "pocketvlm-runner").write_text("other")
     with pytest.raises(UserError, match=r"pocketvlm-runner: damaged\. Remove"):
         bundle("executorch", "arm64-v8a")
+    damaged = examined("executorch", "arm64-v8a")
+    assert isinstance(damaged, Absent) and "damaged" in damaged.reason
 
 
 def test_a_runner_that_the_user_built_is_taken_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,4 +90,5 @@ def test_a_runner_that_the_user_built_is_taken_instead(tmp_path: Path, monkeypat
         (tmp_path / "onnx" / name).write_text(name)
     own = own_bundle("onnx")
     assert own is not None and own.command("/there") == ["/there/pocketvlm-runner"]
+    assert examined("onnx", "mips") == f"your own, {tmp_path / 'onnx'}"
     assert sorted(own.files) == ["libc++_shared.so", "libonnxruntime.so", "pocketvlm-runner"]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.devices import _link, adb, ssh
+from device_bench.devices import _link, _survey, adb, ssh
 from device_bench.devices._link import Lost, quote
 from device_bench.devices._sensors import Sensors
 from device_bench.devices._ssh_link import by_sh
+from device_bench.devices._survey import survey
 from device_bench.devices._workspace import Workspace
 from device_bench.sensors.base import Absent
+from device_bench.telemetry import Identity
 from tests.shell_link import NASTY, ShellLink
 from vlm.errors import UserError
 
@@ -246,12 +248,27 @@ def test_the_doctor_says_what_would_be_measured_and_what_not(
         (tmp_path / name).write_text(f"{value}\n")
     device.sensors = Sensors(False, str(tmp_path))
     device.sensors.locate(link)
-    found = device.survey()
-    assert (found["heat"], found["use"]) == ("41.5 degrees", "free")
+    monkeypatch.setattr(device, "look", lambda: Identity(kind="jetson", name="b", soc=None, os=None, arch="aarch64"))
+    monkeypatch.setattr(_survey, "examined", lambda engine, abi: f"{abi} of {engine}")
+    found = survey(device)
+    assert (found["cool-down"], found["use"]) == ("41.5 degrees now, at most 60 wanted", "free")
+    assert found["runner for onnx"] == "arm64-v8a of onnx" and found["speed"] and found["memory"] == "peak RSS"
     for name, reason in {
         "energy": "no power sensor",
         "throttling": "scaling_max_freq",
         "fast processors": "cpuinfo_max",
     }.items():
+        absent = found[name]
+        assert isinstance(absent, Absent) and reason in absent.reason
+
+
+def test_the_doctor_says_that_an_emulated_devices_speed_is_nobodys(
+    link: ShellLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ssh.SshDevice("me", "board", 22)
+    device.link = link
+    monkeypatch.setattr(device, "look", lambda: Identity(kind="emulated", name="b", soc=None, os=None, arch="mips"))
+    found = survey(device)
+    for name, reason in {"speed": "emulated", "memory": "emulated", "energy": "emulated", "runner": "mips"}.items():
         absent = found[name]
         assert isinstance(absent, Absent) and reason in absent.reason

@@ -66,3 +66,11 @@ def test_the_data_that_is_missing_of_any_stage_is_named_beside_the_forecasts() -
     assert findings["input files"].state == "missing" and {"memory", "disk"} <= set(findings)
     assert "stage pretrain: the data is not complete:\n  ShareGPT4V-PT: data/pretrain_data/share-captioner" in advice
     assert "stage finetune: the data is not complete:\n  COCO: data/finetune_data/coco.json: no such" in advice
+
+
+def test_every_push_bundle_is_looked_at_and_what_it_needs_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = {finding.name: finding for finding in doctor._bundles()}
+    assert found.keys() == {"arm64-v8a executorch", "arm64-v8a onnx", "arm64-v8a llamacpp"}
+    for finding in found.values():
+        assert (finding.state, finding.found) == ("note", "no") and "aarch64-linux-gnu-g++: not found" in finding.advice

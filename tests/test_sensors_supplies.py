@@ -120,3 +120,39 @@ def test_a_board_of_qemu_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_emulated(link)
     said.clear()
     assert not is_emulated(link)
+
+
+TEGRASTATS = """#!/bin/sh
+while :; do echo 'RAM 2448/7620MB (lfb 4x4MB) CPU [3%@729,off] VDD_IN 4021mW/3900mW VDD_CPU_GPU_CV 523mW/500mW'; done
+"""
+
+
+def test_tegrastats_stands_in_where_no_rail_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tegrastats").write_text(TEGRASTATS)
+    (tmp_path / "tegrastats").chmod(0o755)
+    assert isinstance(read(tmp_path / "a", {}).power_mw, Absent)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = read(tmp_path / "b", {})
+    assert (found.power_mw, found.power_source) == (4021, "tegrastats VDD_IN")
+    monitor = {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 600}
+    for name, value in monitor.items():
+        place = tmp_path / "c" / "sys" / "class" / "hwmon" / "hwmon0" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{value}\n")
+    assert read(tmp_path / "c", {}).power_source == "hwmon VDD_IN"
+
+
+def test_the_kernels_power_monitors_count_the_chips_rails_of_both(tmp_path: Path) -> None:
+    monitors = (
+        (("S2M_VDD_CPUCL2", "CPU", 30_000_000), ("VSYS_PWR_MODEM", "Cellular", 77_000_000)),
+        (("S2S_VDD_G3D", "GPU", 5_000_000), ("VSYS_PWR_DISPLAY", "Display", 88_000_000)),
+    )
+    for number, rails in enumerate(monitors):
+        folder = tmp_path / "sys" / "bus" / "iio" / "devices" / f"iio:device{number}"
+        folder.mkdir(parents=True)
+        lines = [f"CH{n}(T=349894)[{rail}], {uj}" for n, (rail, _, uj) in enumerate(rails)]
+        (folder / "energy_value").write_text("\n".join(["t=349894", *lines, ""]))
+        (folder / "enabled_rails").write_text("".join(f"CH{n}[{r}]:{feeds}\n" for n, (r, feeds, _) in enumerate(rails)))
+    found = read(tmp_path, {"battery": SYSTEM}, android=True)
+    assert found.counter_mj == pytest.approx(35_000)
+    assert found.power_source == "on-device power monitor S2M_VDD_CPUCL2+S2S_VDD_G3D"

@@ -163,11 +163,11 @@ def _at(points: Sequence[tuple[float, float]], when: float) -> float:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a measurement above the idle device, in joules, with its source."""
+    """Energy of a measurement above the idle device, in joules, with its source; an estimate knows no idle power."""
 
     per_answer_j: float
     per_token_j: float
-    idle_w: float
+    idle_w: float | None
     source: str
 
 

@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_bench.devices._method import energy, sustained
+from device_bench.devices._method import sustained
 from device_bench.devices._requests import Asker, Reply, Request, Results, blocks
 from device_bench.devices._rules import measured, passed_gate, telemetry_rows
 from device_bench.devices._sensors import Reading, Sensors
 from device_bench.devices.base import Progress, within
 from device_bench.evaluate import grade, publish, score
 from device_bench.sensors.base import Absent
+from device_bench.sensors.memory import total_pss_kib
 from device_bench.subset import chosen
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.config import Config
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PICTURE = "image.f32"
 BLOCK_BYTES = 2**28  # of pictures that lie on the device at once; the next block overwrites them
 SOON_S = 1.0
+WEIGHED_S = 3.0  # of answering in the memory pass on Android: long enough for meminfo to be asked
 WARMUPS = 3  # times the warm-up that was asked for: as long as it may take the device to settle
 
 
@@ -96,6 +98,29 @@ class Watching:
             self.readings.append(self._sensors.read(uptime_s, lines))
 
 
+class Weighing(Watching):
+    """Meanwhile asks Android's meminfo once a second for the runner's proportional memory (PSS)."""
+
+    script = '[ -s runner ] && dumpsys meminfo "$(cat runner)" 2>/dev/null'  # in the job's folder
+
+    def __init__(self, on_progress: Progress, text: str, total: int) -> None:
+        super().__init__(on_progress, text, total)
+        self._kib: list[int | Absent] = []
+
+    def restart(self) -> None:
+        """The pass begins anew."""
+        self._kib.clear()
+
+    def on_reading(self, uptime_s: float, lines: list[str]) -> None:
+        """Called with what meminfo printed."""
+        self._kib.append(total_pss_kib("\n".join(lines)))
+
+    def highest(self) -> int | Absent:
+        """The largest that was seen, in KiB."""
+        seen = [kib for kib in self._kib if not isinstance(kib, Absent)]
+        return max(seen) if seen else next(iter(self._kib), Absent("the runner ended before meminfo was asked"))
+
+
 def prepare(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
     """Check every byte of the artifact on this machine; what arrived there was checked when it was pushed."""
     on_progress(0.0, "checking files")
@@ -127,8 +152,7 @@ def latency(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str
         run.finish(results, watching.readings)
     warmup = run.warmup(results.replies)
     kept = results.replies[warmup:]
-    start = results.replies[warmup - 1].end_s if warmup else results.start_s or 0.0
-    found = energy(run.idle, watching.readings, start, kept[-1].end_s, len(kept), len(kept) * (job.decode_tokens + 1))
+    found = run.energy(results, watching.readings, warmup)
     return {
         "load_ms": results.load_ms,
         "samples": {**samples_of(kept, job.decode_tokens), "telemetry": run.telemetry(watching.readings)},
@@ -157,12 +181,21 @@ def sustained_run(device: "RemoteDevice", job: Job, on_progress: Progress) -> di
 
 
 def memory(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Answer the fixed request once in a fresh process and read its peak resident memory."""
+    """Answer the fixed request in a fresh process and read its peak resident memory; on Android PSS, too."""
     asker, ask = _fixed_request(device, job)
-    results = device.answer(job, _timed(asker, job), [ask], Watching(on_progress, "memory", 1))
+    weighing = Weighing(on_progress, "memory", 1) if device.android else Watching(on_progress, "memory", 1)
+    settings = {**_timed(asker, job), "repeat_s": WEIGHED_S if device.android else 0}
+    results = device.answer(job, settings, [ask], weighing)
     if results.peak_kib is None:
         raise CheckFailed(f"{job.artifact.name}: the memory pass: the runner left no vm_hwm_kib line. See {job.log}.")
-    return {"load_ms": results.load_ms, "loaded_rss_mb": None, "peak_rss_mb": results.peak_kib / 1024}
+    pss = weighing.highest() if isinstance(weighing, Weighing) else Absent("only Android's meminfo tells it")
+    return {
+        "load_ms": results.load_ms,
+        "loaded_rss_mb": None,
+        "peak_rss_mb": results.peak_kib / 1024,
+        "pss_mb": None if isinstance(pss, Absent) else pss / 1024,
+        "pss_reason": pss.reason if isinstance(pss, Absent) else None,
+    }
 
 
 def accuracy(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:

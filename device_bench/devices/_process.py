@@ -10,10 +10,11 @@ from vlm.errors import CheckFailed, UserError
 SILENCE_S = 30.0
 PATIENCE = 10  # connections in a row that end without a word
 BOOT = "/proc/sys/kernel/random/boot_id"
-# The session's leader: notes its id, lets nothing outlive the deadline or itself, leaves the exit code in a file.
+# The session's leader: notes its id and the runner's, lets nothing outlive the deadline or itself, leaves the exit code
+# in a file.
 _LEADER = (
     "echo $$ >pid.part; mv pid.part pid; (sleep {seconds}; : >late; kill -9 -- -$$) & "
-    '"$@" >out 2>err; echo $? >exit.part; mv exit.part exit; kill -9 -- -$$'
+    '"$@" >out 2>err & echo $! >runner; wait $!; echo $? >exit.part; mv exit.part exit; kill -9 -- -$$'
 )
 # Long after the deadline, in a session of its own: nobody came to end this process, so nobody will clean up.
 ORPHANED_S = 600
@@ -21,7 +22,7 @@ ORPHANED_S = 600
 _START = """
 cd {folder} || exit 9
 export HOME={folder} XDG_CACHE_HOME={folder} TMPDIR={folder} ORT_DISABLE_TELEMETRY=1
-rm -f pid exit late out err leader results.txt
+rm -f pid runner exit late out err leader results.txt
 setsid sh -c {leader} sh {command} </dev/null >/dev/null 2>leader &
 setsid sh -c {orphaned} </dev/null >/dev/null 2>&1 &
 i=0

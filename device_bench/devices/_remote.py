@@ -14,7 +14,6 @@ from device_bench.devices import _passes
 from device_bench.devices._bundle import bundle, own_bundle
 from device_bench.devices._claim import MARGIN_S, Claim
 from device_bench.devices._link import Link, Lost, quote
-from device_bench.devices._method import observe
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
 from device_bench.devices._sensors import Sensors
@@ -220,31 +219,6 @@ class RemoteDevice(Device):
         """Move a file that a pass left on this machine; nothing happens when it did not get to write it."""
         if (self._scratch / name).is_file():
             shutil.move(self._scratch / name, to)
-
-    def survey(self) -> dict[str, str | Absent]:
-        """What would be measured on this device, and what not and why.
-
-        Raises:
-            UserError: it cannot be reached.
-        """
-        arch = self.identify().arch
-        reading, cluster = self.again(lambda: (observe(self.link, self.sensors, 0)[0], self.cluster))
-        heat, status = reading.deciding_c, reading.status
-        clocks: str | Absent = "clocks" if reading.allowed_mhz else Absent("no scaling_max_freq is readable")
-        energy: str | Absent = reading.power_source
-        if isinstance(reading.counter_mj, Absent) and isinstance(reading.power_mw, Absent):
-            energy = reading.power_mw
-        elif reading.charging is not False and reading.power_source.startswith("battery"):
-            energy = Absent("its battery is charging or may be, so that its current says nothing")
-        holder = self.again(self.claim.holder)
-        return {
-            "runner": arch if arch in ABIS else Absent(f"processor {arch}: no runner; there are: {', '.join(ABIS)}"),
-            "use": Absent(f"another bench ({holder}) is measuring on it") if holder else "free",
-            "heat": heat if isinstance(heat, Absent) else f"{heat:.1f} degrees",
-            "throttling": clocks if isinstance(status, Absent) else f"thermal status {status}",
-            "fast processors": cluster if isinstance(cluster, Absent) else ", ".join(map(str, cluster)),
-            "energy": energy,
-        }
 
     def orphaned(self) -> str:
         """The script that the device runs by itself, once no bench comes back to clean up."""

@@ -5,8 +5,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from device_bench.devices._estimate import Used, estimate
 from device_bench.devices._link import Lost
-from device_bench.devices._method import Gate, cool_down, first_throttled, observe, settled_after
+from device_bench.devices._method import Energy, Gate, cool_down, energy, first_throttled, observe, settled_after
 from device_bench.devices._requests import Reply, Results
 from device_bench.devices._sensors import BOARD_LIMIT_C, PHONE_LIMIT_C, Reading, state
 from device_bench.devices.base import Progress
@@ -31,14 +32,17 @@ class TimedRun:
         before: dict[str, Any],
     ) -> None:
         self._device, self._job, self._gate, self._steady = device, job, gate, steady
-        self.idle, self._before = idle, before
+        self._idle, self._before = idle, before
+        self._used = Used.now(device.link) if device.android else None
         self._after: dict[str, Any] = {}
+        self._used_after: Used | None = None
         self._broken: list[str] = [gate.problem] if gate.problem else []
 
     def finish(self, results: Results, readings: Sequence[Reading]) -> None:
         """Look at the device again, and at what happened during the pass."""
+        self._used_after = Used.now(self._device.link) if self._used else None
         self._after = state(self._device.link, self._device.sensors, self._device.android)
-        if (found := first_throttled([*self.idle[-1:], *readings])) is not None:
+        if (found := first_throttled([*self._idle[-1:], *readings])) is not None:
             self._broken.append(f"the device throttled during the latency pass: {found[1]}")
         wanted, allowed = self._device.cluster, cpu_list(results.cpus or "")
         if not isinstance(wanted, Absent) and allowed != wanted:
@@ -54,6 +58,17 @@ class TimedRun:
             self._broken.append(f"the times had not settled after {room} answers of warm-up")
             return min(job.warmup, room)
         return count
+
+    def energy(self, results: Results, readings: Sequence[Reading], warmup: int) -> Energy | Absent:
+        """Energy of the answers after the warm-up, measured; where nothing measures it, estimated over all answers."""
+        replies, tokens = results.replies, self._job.decode_tokens + 1
+        kept = replies[warmup:]
+        start = replies[warmup - 1].end_s if warmup else results.start_s or 0.0
+        found = energy(self._idle, readings, start, kept[-1].end_s, len(kept), len(kept) * tokens)
+        if not isinstance(found, Absent) or self._used is None or self._used_after is None:
+            return found
+        guess = estimate(self._used, self._used_after, len(replies), len(replies) * tokens)
+        return Absent(f"{found.reason}; {guess.reason}") if isinstance(guess, Absent) else guess
 
     def found(self) -> dict[str, Any]:
         """What the result says about the circumstances; on an emulated device broken rules are only notes."""
@@ -77,7 +92,7 @@ class TimedRun:
 
     def telemetry(self, readings: Sequence[Reading]) -> list[dict[str, Any]]:
         """Readings of the idle device and of the pass, as JSON."""
-        return telemetry_rows([*self.idle, *readings])
+        return telemetry_rows([*self._idle, *readings])
 
 
 @contextmanager

@@ -4,28 +4,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from device_bench.devices import _power
 from device_bench.devices._link import Link, quote
-from device_bench.sensors import cpus, energy, jetson, memory, properties, thermal
+from device_bench.sensors import cpus, jetson, memory, properties, thermal
 from device_bench.sensors.base import Absent, celsius, integer, known, listing
 from device_bench.sensors.battery import battery
-from device_bench.sensors.tegrastats import total_power
 
 PHONE_LIMIT_C = 37.0  # skin, else battery
 BOARD_LIMIT_C = 60.0  # hottest of processor and graphics: boards throttle above 80
 SOC_ZONE = re.compile(r".*(cpu|gpu|tj|soc|cv|thermal).*", re.IGNORECASE)
 ZONE_FILES = ("type", "temp")
-SUPPLY_FILES = ("type", "scope", "status", "current_now", "voltage_now", "temp")
 _ZONE = re.compile(r"/sys/class/thermal/(thermal_zone[0-9]{1,3})/(type|temp)")
-_SUPPLY = re.compile(r"/sys/class/power_supply/([\w.-]+)/(type|scope|status|current_now|voltage_now|temp)")
-# Below this a current is in milliamperes on some vendors' kernels: its unit is not known.
-LEAST_UA = 20_000
-
-
-CHARGING = {"Charging", "Full", "Not charging"}
-NO_COUNTER = Absent("no energy counter")
-METER = "dumpsys android.hardware.power.stats.IPowerStats/default"
-# Subsystems of the power stats service whose energy an answer costs; displays and radios are not among them.
-CHIP = re.compile(r"(cpu|gpu|tpu|tensor|ddr|memory|soc)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Reading:
     power_mw: float | Absent
     power_source: str
     charging: bool | Absent
-    counter_mj: float | Absent = NO_COUNTER
+    counter_mj: float | Absent = _power.NO_COUNTER
 
     def throttled(self, before: "Reading | None" = None) -> str | None:
         """Why the device counts as throttled at this moment, or None.
@@ -82,30 +71,37 @@ class Sensors:
         self._android, self._system = android, system
         # A phone has a hundred zones and a service that knows which of them matter.
         globs = [] if android else [f"class/thermal/thermal_zone*/{name}" for name in ZONE_FILES]
-        globs += [f"class/power_supply/*/{name}" for name in SUPPLY_FILES]
+        globs += [f"class/power_supply/*/{name}" for name in _power.SUPPLY_FILES]
         globs += [f"devices/system/cpu/cpu[0-9]*/cpufreq/{name}" for name in cpus.FILES]
         globs += [f"class/hwmon/hwmon*/{name}" for name in jetson.HWMON_FILES]
         globs += [f"bus/i2c/drivers/ina3221x/*/iio:device*/{name}" for name in jetson.IIO_FILES]
+        globs += [f"bus/iio/devices/iio:device*/{name}" for name in _power.ODPM_FILES]
         paths = " ".join(f"{quote(system)}/{glob}" for glob in globs)
         # Only files that exist: dozens of names that do not would cost more than those that do.
         self.find = f"for f in {paths}; do [ -r $f ] && printf '%s ' $f; done"
         self._files: str | None = None
-        self._has_meter = self._asks_battery = False
+        self._has_meter = self._asks_battery = self._asks_tegrastats = False
 
     def locate(self, link: Link) -> None:
         """Find out, once, which files there are."""
         self._files = link.run(self.find).out.strip()
         if self._android:
-            self._has_meter = not isinstance(energy.meter(link.run(f"{METER} 2>/dev/null").out).rails, Absent)
-            found = self.read(0, link.run(self.script).out.splitlines())
+            self._has_meter = _power.has_meter(link)
+        found = self.read(0, link.run(self.script).out.splitlines())
+        if self._android:
             self._asks_battery = isinstance(found.deciding_c, Absent) or isinstance(found.charging, Absent)
+        elif isinstance(found.power_mw, Absent):
+            self._asks_tegrastats = True
+            found = self.read(0, link.run(self.script).out.splitlines())
+            self._asks_tegrastats = not isinstance(found.power_mw, Absent)
 
     @property
     def script(self) -> str:
         """The script whose output `read` understands."""
         files = f"grep -sH '' /dev/null {self._files}" if self._files else ":"
         services = ["dumpsys thermalservice 2>/dev/null"] if self._android else []
-        services += [f"{METER} 2>/dev/null"] if self._has_meter else []
+        services += [f"{_power.METER} 2>/dev/null"] if self._has_meter else []
+        services += [_power.TEGRASTATS] if self._asks_tegrastats else []
         services += ["dumpsys battery 2>/dev/null"] if self._asks_battery else []
         return "\n".join([files, *services])
 
@@ -115,14 +111,14 @@ class Sensors:
         heat = thermal.thermal(text)
         zones = _zones(text)
         clocks = cpus.cpus(text)
-        power, source = _power(text)
-        counter, rails = _counter(text) if self._has_meter else (NO_COUNTER, "")
-        charging = _charging(text)
+        power, source = _power.power(text)
+        counter, rails = _power.counter(text)
+        charging = _power.charging(text)
         if self._android:
             service = battery(text)
             charging = service.powered if isinstance(charging, Absent) else charging
             battery_c = next(
-                (value for value in (heat.battery, _battery_c(text)) if not isinstance(value, Absent)),
+                (value for value in (heat.battery, _power.battery_c(text)) if not isinstance(value, Absent)),
                 service.temperature_c,
             )
             deciding = battery_c if isinstance(heat.skin, Absent) else heat.skin
@@ -162,61 +158,6 @@ def _zones(text: str) -> dict[str, float]:
         if degrees is not None:
             found[name] = max(degrees, found.get(name, degrees))
     return found
-
-
-def _batteries(text: str) -> dict[str, dict[str, str]]:
-    """What feeds the device: no charger, and no battery of a mouse."""
-    found: dict[str, dict[str, str]] = {}
-    for path, value in listing(text, SUPPLY_FILES).items():
-        if match := _SUPPLY.fullmatch(path):
-            found.setdefault(match[1], {})[match[2]] = value
-    return {
-        name: files
-        for name, files in found.items()
-        if files.get("type") == "Battery" and files.get("scope") != "Device"
-    }
-
-
-def _battery_c(text: str) -> float | Absent:
-    tenths = [integer(files.get("temp", "")) for files in _batteries(text).values()]
-    known_ones = [value for value in tenths if value is not None]
-    return celsius(max(known_ones) / 10, "battery") if known_ones else Absent("no battery's temperature is readable")
-
-
-def _charging(text: str) -> bool | Absent:
-    states = {files.get("status", "") for files in _batteries(text).values()}
-    if states & CHARGING:
-        return True
-    return False if states == {"Discharging"} else Absent("no battery's status is readable")
-
-
-def _power(text: str) -> tuple[float | Absent, str]:
-    for kind, rails in (("hwmon", jetson.hwmon_rails(text)), ("iio", jetson.iio_rails(text))):
-        if rails:
-            power = total_power(rails)
-            if isinstance(power, Absent):
-                return power, kind
-            return power.milliwatts, f"{kind} {'+'.join(power.rails)}"
-    batteries = _batteries(text)
-    if len(batteries) > 1:
-        return Absent(f"several batteries share the load: {', '.join(sorted(batteries))}"), "battery"
-    for name, files in batteries.items():
-        microamperes, microvolts = integer(files.get("current_now", "")), integer(files.get("voltage_now", ""))
-        if microamperes is not None and microvolts is not None and microvolts > 1_000_000:
-            if abs(microamperes) < LEAST_UA:
-                return Absent(f"{name}: current_now is {microamperes}; its unit is not known"), "battery"
-            return abs(microamperes) * microvolts / 1e9, f"battery {name}: current_now x voltage_now"
-    return Absent("no power sensor is readable: neither hwmon nor a battery's current"), ""
-
-
-def _counter(text: str) -> tuple[float | Absent, str]:
-    rails = energy.meter(text).rails
-    if isinstance(rails, Absent):
-        return rails, ""
-    chip = {name: rail.total_mj for name, rail in rails.items() if CHIP.match(rail.subsystem)}
-    if not chip:
-        return Absent("the power stats service has no rail of the chip"), ""
-    return sum(chip.values()), f"power stats {'+'.join(sorted(chip))}"
 
 
 def state(link: Link, sensors: Sensors, android: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.evaluate import load_answers
-from device_bench.metrics import ENERGY, MEASURED, NAMES
+from device_bench.metrics import ENERGY, MEASURED, NAMES, PSS
 from device_bench.report import wording
 from device_bench.report.compare import changed_answers, checkpoint_answers, held_to_bar
 from device_bench.report.selection import Selection
@@ -95,7 +95,7 @@ def _bench(run: Path, path: Path, result: Tree, reference: list[Sample] | None) 
     compared = _compare(reference, given, result["artifact"].get("precision") or "")
     reasons: dict[str, Any] = {**(result.get("reasons") or {}), **compared.pop("reasons")}
     if result["device"].get("kind") == "emulated":
-        unsaid = (*NAMES, ENERGY.name, "thermal", "samples")
+        unsaid = (*NAMES, PSS.name, ENERGY.name, "thermal", "samples")
         result, reasons = {**result, **dict.fromkeys(unsaid)}, {**reasons, **dict.fromkeys(unsaid, EMULATED)}
     for key in MEASURED:
         if result.get(key) is None:

@@ -169,6 +169,7 @@ COLUMNS: dict[tuple[str, str], Callable[[Tree], str | None]] = {
     ("First token", "ms"): _median("ttft_ms"),
     ("Decode", "tokens/s"): _median("decode_tok_s"),
     ("Energy", "J per answer"): lambda bench: wording.number(bench["energy_j"]["value"]) if bench["energy_j"] else None,
+    ("PSS", "MiB"): lambda bench: wording.number(bench["pss_mb"]) if bench.get("pss_mb") else None,
     ("Sustained", "tokens/s, first and last minute"): _slope,
     ("Throttled", "after"): _throttled,
     ("Hottest", "°C"): _hottest,

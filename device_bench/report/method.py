@@ -29,6 +29,9 @@ def method_notes(report: Tree) -> list[str]:
     said = [(artifact, note) for artifact in artifacts for note in artifact["notes"]]
     said += [(artifact, note) for artifact, bench in benches for note in bench.get("notes") or []]
     said += [
+        (artifact, f"energy: {bench['energy_j']['source']}") for artifact, bench in benches if bench.get("energy_j")
+    ]
+    said += [
         (artifact, f"invalid: {bench['invalid_because']}")
         for artifact, bench in benches
         if bench.get("invalid_because")

@@ -57,7 +57,12 @@ def celsius(degrees: float, what: str) -> float | Absent:
 
 
 def listing(text: str, files: Iterable[str]) -> dict[str, str]:
-    """Contents of small system files from `grep -H '' FILE...`: path -> its first line.
+    """First lines of small system files, from `grep -H '' FILE...`: path -> line; see `contents`."""
+    return {path: lines[0] for path, lines in contents(text, files).items()}
+
+
+def contents(text: str, files: Iterable[str]) -> dict[str, list[str]]:
+    """Contents of small system files from `grep -H '' FILE...`: path -> its lines.
 
     Args:
         text: lines `path:content`.
@@ -65,8 +70,8 @@ def listing(text: str, files: Iterable[str]) -> dict[str, str]:
     """
     names = "|".join(re.escape(name) for name in files)
     pattern = re.compile(rf"(/(?:[^/\n]+/)*?(?:{names})):(.*)")
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if match := pattern.fullmatch(line.rstrip("\r")):
-            found.setdefault(match[1], match[2].strip())
+            found.setdefault(match[1], []).append(match[2].strip())
     return found

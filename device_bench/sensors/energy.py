@@ -81,3 +81,11 @@ def odpm(text: str) -> Odpm:
         why = Absent("no t= line and CHn(T=..)[RAIL] lines of one monitor: none there, or not readable without root")
         return Odpm(why, why)
     return Odpm(time, {row[2]: int(row[3]) for row in rows})
+
+
+_ENABLED = re.compile(r"CH[0-9]+\[([^\[\]]+)\]:(\S+)")
+
+
+def enabled_rails(text: str) -> dict[str, str]:
+    """Parse the `enabled_rails` file beside it: rail -> what it feeds."""
+    return {match[1]: match[2] for line in text.splitlines() if (match := _ENABLED.fullmatch(line.strip()))}

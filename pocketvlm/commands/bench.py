@@ -43,7 +43,6 @@ def bench(
     from device_bench.run import run_on
     from pocketvlm.commands._options import given, names, ready
     from pocketvlm.commands.evaluate import LONG_ANSWER
-    from pocketvlm.console import ended_gently
     from pocketvlm.progress import Progress
 
     options = given(tasks=names(tasks), limit=limit, scenes=scenes, iterations=iterations, threads=threads)
@@ -52,7 +51,7 @@ def bench(
     config, *_ = [BenchConfig.parse({"device": spec, **options}, "pocketvlm bench") for spec in devices]
     for artifact in artifacts:
         ready(artifact, as_json)
-    with ended_gently(), Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json) as progress:
         progress.single("measure", 25.0 * len(artifacts))
         results = run_on(devices, config, artifacts, out, progress.update, split)
     show(results, as_json)

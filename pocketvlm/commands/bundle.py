@@ -13,8 +13,8 @@ def bundle(
     """Make the push bundles for a processor, or find them in the cache."""
     import json
 
-    from device_bench.devices._bundle import ENGINES, RECORD
     from device_bench.devices._bundle import bundle as make
+    from device_bench.devices._recipe import ENGINES, RECORD
     from pocketvlm.console import print_json, print_table
     from pocketvlm.progress import Progress
 
