@@ -84,24 +84,41 @@ def children_s() -> float:
 
 def noise(artifacts: list[Path], out: Path, pairs: int, seconds: float, threads: int) -> bool:
     """Print the differences of all pairs; whether enough of them are small."""
-    rates: dict[str, list[float]] = {artifact.name: [] for artifact in artifacts}
-    others = []
+    runs: dict[str, list[dict[str, Any]]] = {artifact.name: [] for artifact in artifacts}
     for number in range(2 * pairs):
         for artifact in artifacts:
             result = measure(artifact, out, seconds, threads)
-            rates[artifact.name].append(result["decode_tok_s"]["p50"])
-            others.append(result["state"]["others_share"] or 0.0)
-            print(f"run {number + 1} {artifact.name}: {rates[artifact.name][-1]:,.0f} tokens/s", flush=True)
-    small = 0
-    for name, found in rates.items():
-        apart = [100 * abs(a - b) / min(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
-        small += sum(each <= WITHIN for each in apart)
-        print(f"{name}: pairs apart by {', '.join(f'{each:.1f}' for each in apart)} %")
+            runs[artifact.name].append(result)
+            print(f"run {number + 1} {artifact.name}: {_told(result, out)}", flush=True)
+    small = judged = 0
+    for name, results in runs.items():
+        apart = [_apart(a, b) for a, b in zip(results[::2], results[1::2], strict=True)]
+        small += sum(each <= WITHIN for each in apart if each is not None)
+        judged += sum(each is not None for each in apart)
+        listed = ", ".join("void" if each is None else f"{each:.1f}" for each in apart)
+        print(f"{name}: pairs apart by {listed} %")
     count = pairs * len(artifacts)
-    print(
-        f"{small} of {count} pairs within {WITHIN:g} %; others used {100 * statistics.mean(others):.0f} % of the CPUs"
+    void = f"; {count - judged} void, as the machine was busy" if judged < count else ""
+    print(f"{small} of {judged} pairs within {WITHIN:g} %{void}")
+    return judged > count / 2 and small >= SHARE * judged
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """How far two runs' medians lie apart in percent; None where one says that the machine was busy."""
+    if one["state"]["busy"] or other["state"]["busy"]:
+        return None
+    rates = one["decode_tok_s"]["p50"], other["decode_tok_s"]["p50"]
+    return 100 * (max(rates) / min(rates) - 1)
+
+
+def _told(result: dict[str, Any], out: Path) -> str:
+    left_out = len(json.loads((out / "local" / result["samples"]).read_text())["disturbed"]["ttft_ms"])
+    rate, others = result["decode_tok_s"], result["state"]["others_share"] or 0.0
+    busy = "; the machine was busy" if result["state"]["busy"] else ""
+    return (
+        f"{rate['p50']:,.0f} tokens/s in {rate['n']} answers, {left_out} disturbed ones left out; others used "
+        f"{others:.1%} of the CPUs{busy}"
     )
-    return small >= SHARE * count
 
 
 def overhead(artifact: Path, out: Path, pairs: int, seconds: float, threads: int) -> bool:

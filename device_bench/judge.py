@@ -88,7 +88,7 @@ def memory_check(where: str, old: Tree, new: Tree, allowances: Allowances) -> li
 def latency_checks(where: str, old: Tree, new: Tree, allowances: Allowances) -> Iterator[Check]:
     """Medians of the latencies, on the same device and with the same settings only.
 
-    A slowdown must also exceed the noise of both medians.
+    A slowdown must also exceed the noise of both medians, and a machine that was busy with other things shows none.
     """
     devices = [(side["device"].get("name"), side["device"].get("soc")) for side in (old, new)]
     same = devices[0] == devices[1]
@@ -103,7 +103,8 @@ def latency_checks(where: str, old: Tree, new: Tree, allowances: Allowances) -> 
         elif after is None:
             yield unknown(where, "latency", metric.name, *values, _reason(new, metric.name))
         else:
-            yield _latency_check(where, metric, before, after, allowances.max_slowdown)
+            busy = (new.get("state") or {}).get("busy")
+            yield _latency_check(where, metric, before, after, allowances.max_slowdown, busy)
 
 
 def other_settings(old: Tree, new: Tree) -> str:
@@ -113,13 +114,13 @@ def other_settings(old: Tree, new: Tree) -> str:
     return f"other settings: {'; '.join(changed)}" if changed else ""
 
 
-def _latency_check(where: str, metric: Metric, old: Tree, new: Tree, allowed: float) -> Check:
+def _latency_check(where: str, metric: Metric, old: Tree, new: Tree, allowed: float, busy: str | None) -> Check:
     slow, fast = (old, new) if metric.more_is_better else (new, old)
     slowdown = 100 * (slow["p50"] / fast["p50"] - 1)
     error = math.hypot(*(_MEDIAN_ERROR * side.get("mad", 0.0) / math.sqrt(side.get("n", 1)) for side in (old, new)))
     beyond_noise = abs(new["p50"] - old["p50"]) > Z95 * error
-    state: State = "pass" if slowdown <= allowed else "regression" if beyond_noise else "cannot judge"
-    why = NOISE if state == "cannot judge" else ""
+    state: State = "pass" if slowdown <= allowed else "regression" if beyond_noise and not busy else "cannot judge"
+    why = busy or NOISE if state == "cannot judge" else ""
     return Check(
         where, "latency", metric.name, old["p50"], new["p50"], round(slowdown, 1), "% slower", allowed, state, why
     )

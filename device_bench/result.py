@@ -107,11 +107,13 @@ class Recorder:
         self._values["load_ms"] = summarise(self._raw["load_ms"]).p50
 
     def _record_latency(self, found: dict[str, Any]) -> None:
-        self._raw |= found["samples"]
+        self._raw |= {**found["samples"], "disturbed": found.get("disturbed", {})}
         stats = latency_stats(found["samples"])
         self._values |= {name: value.model_dump() for name, value in stats.items()}
         before, after, share = found["before"], found["after"], found["others_share"]
-        self._state = {"before": before, "after": after, "others_share": share, **found.get("method", {})}
+        busy = found.get("busy")
+        self._state = {"before": before, "after": after, "others_share": share, "busy": busy, **found.get("method", {})}
+        self._notes += [busy] if busy else []
         if "energy" in found:
             self._values["energy_j"] = found["energy"]
             self._reasons["energy_j"] = found["energy_reason"]
@@ -125,8 +127,8 @@ class Recorder:
             self._notes.append("no /proc/stat: how busy other processes kept the machine is unknown")
         elif share is not None and share > CROWDED:
             self._notes.append(
-                f"the machine was busy: during the latency pass other processes used {share:.0%} of its processors "
-                f"(more than {CROWDED:.0%}), so the latencies are upper bounds"
+                f"during the latency pass other processes used {share:.0%} of the machine's processors (more than "
+                f"{CROWDED:.0%}), so the latencies are upper bounds"
             )
 
     def _record_sustained(self, found: dict[str, Any]) -> None:

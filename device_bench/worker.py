@@ -5,6 +5,7 @@ Whatever an engine prints goes to standard error, which the parent keeps as the 
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ from vlm.runtimes.base import Runtime
 # Training libraries: no artifact's process may have imported one; the engine torch, which runs checkpoints, may.
 FORBIDDEN = ("torch", "transformers", "deepspeed")
 USER_ERROR = 2
+SAY_EVERY_S = 0.25
 
 Pass = Literal["prepare", "load", "latency", "memory", "accuracy"]
 Progress = Callable[[float, str], None]
@@ -59,7 +61,7 @@ def main(job_file: Path) -> int:
     job = Job.model_validate_json(job_file.read_text())
     channel = _claim_stdout()
     try:
-        result = run(job, lambda fraction, message: _say(channel, fraction, message))
+        result = run(job, _reporter(channel))
     except UserError as error:
         write_atomic(job.result, json.dumps({"user_error": str(error)}))
         return USER_ERROR
@@ -95,10 +97,10 @@ def load(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 def latency(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Time the fixed request; notes the machine's state around it and how much of it others used."""
     work, state, others = _work(job), machine_state(), OtherLoad()
-    samples = latency_pass(
+    timed = latency_pass(
         runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"), job.min_seconds
     )
-    return {"samples": samples, "others_share": others.share(), "before": state, "after": machine_state()}
+    return {**vars(timed), "others_share": others.share(), "before": state, "after": machine_state()}
 
 
 def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -146,8 +148,18 @@ def _claim_stdout() -> TextIO:
     return channel
 
 
-def _say(channel: TextIO, fraction: float, message: str) -> None:
-    channel.write(json.dumps({"fraction": round(fraction, 4), "message": message}) + "\n")
+def _reporter(channel: TextIO) -> Progress:
+    """Tells how far it is a few times a second, and when it is done: whoever listens needs a processor, too."""
+    last, said = -1.0, -math.inf
+
+    def report(fraction: float, message: str) -> None:
+        nonlocal last, said
+        now = time.monotonic()
+        if now - said >= SAY_EVERY_S or (fraction >= 1 and last < 1):
+            last, said = fraction, now
+            channel.write(json.dumps({"fraction": round(fraction, 4), "message": message}) + "\n")
+
+    return report
 
 
 if __name__ == "__main__":

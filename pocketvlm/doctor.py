@@ -180,11 +180,21 @@ def _devices(others: Sequence[str]) -> list[Finding]:
     here = open_device("local").identify()
     memory = f"{here.memory_mb} MiB" if here.memory_mb else "memory unknown"
     found = [Finding("device", "local", "ok", f"{here.name}, {here.cpus} CPUs, {memory}")]
-    for spec in others or ["adb"]:
+    for spec in others or _phones():
         found += _device(spec)
     if not any(spec.startswith("ssh") for spec in others):
         found.append(Finding("device", "ssh", "note", "not looked for", "pocketvlm doctor --device ssh:USER@HOST"))
     return found
+
+
+def _phones() -> list[str]:
+    """Every phone that adb lists, in whatever state; where it lists none or is not there, the device that says so."""
+    from device_bench.devices._adb_link import AdbLink
+
+    try:
+        return [f"adb:{serial}" for serial in AdbLink("").states()] or ["adb"]
+    except UserError:
+        return ["adb"]
 
 
 def _device(spec: str) -> list[Finding]:

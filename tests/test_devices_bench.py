@@ -45,7 +45,7 @@ class Board(ssh.SshDevice):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("me", "board", 22)
-        self.link, self.folder = ShellLink(), folder
+        self.link, self.folder, self.shared = ShellLink(), folder, str(folder)
         self.write("class/thermal/thermal_zone0/type", "cpu-thermal")
         self.write("class/thermal/thermal_zone0/temp", 45000)
         self.write("class/hwmon/hwmon1/name", "ina3221")

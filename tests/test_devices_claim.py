@@ -21,13 +21,13 @@ def link(monkeypatch: pytest.MonkeyPatch) -> ShellLink:
 
 def another(link: ShellLink, root: Path) -> Claim:
     """The claim of a bench on another computer."""
-    claim = Claim(link, str(root))
+    claim = Claim(link, f"{root}.lock")
     claim._host = "elsewhere"
     return claim
 
 
 def test_a_second_bench_is_told_who_has_the_device_until_the_first_is_done(link: ShellLink, tmp_path: Path) -> None:
-    first, second = another(link, tmp_path / "x"), Claim(link, str(tmp_path / "x"))
+    first, second = another(link, tmp_path / "x"), Claim(link, str(tmp_path / "x.lock"))
     first.take(90)
     who = f"elsewhere:{os.getpid()}"
     with pytest.raises(UserError, match=rf"in use: another bench \({who}\) has it for at most 2 more min.*x\.lock"):
@@ -75,7 +75,7 @@ def test_a_bench_of_this_computer_that_died_is_not_waited_for(link: ShellLink, t
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    first, second = Claim(link, str(tmp_path / "x")), Claim(link, str(tmp_path / "x"))
+    first, second = Claim(link, str(tmp_path / "x.lock")), Claim(link, str(tmp_path / "x.lock"))
     first.take(600)
     file = Path(first.file)
     file.write_text(file.read_text().replace(f":{os.getpid()} ", f":{child} "))
@@ -85,7 +85,7 @@ def test_a_bench_of_this_computer_that_died_is_not_waited_for(link: ShellLink, t
 
 def test_a_place_that_cannot_be_written_is_named(link: ShellLink, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing/x\.lock cannot be written: .*"):
-        Claim(link, str(tmp_path / "missing" / "x")).take(60)
+        Claim(link, str(tmp_path / "missing" / "x.lock")).take(60)
 
 
 def test_cleaning_up_leaves_the_files_of_the_bench_that_has_the_device(link: ShellLink, tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_cleaning_up_leaves_the_files_of_the_bench_that_has_the_device(link: She
         def root(self) -> str:
             return str(tmp_path / "x")
 
-    other = another(link, tmp_path / "x")
+    other = another(link, tmp_path / f".pocketvlm-bench-{os.getuid()}")
     other.take(60)
     device = Board("me", "board", 22)
-    device.link = link
+    device.link, device.shared = link, str(tmp_path)
     device.workspace.own()
     with pytest.raises(UserError, match="in use"):
         device.claim.take(60)
@@ -106,3 +106,44 @@ def test_cleaning_up_leaves_the_files_of_the_bench_that_has_the_device(link: She
     device.claim.take(60)
     device.clean_up()
     assert sorted(tmp_path.iterdir()) == []
+
+
+def login(link: ShellLink, place: Path, user: int) -> Claim:
+    """The claim of another user of one machine."""
+    claim = Claim(link, str(place / f".bench-{user}.lock"), f"{place}/.bench-*.lock")
+    claim._host = "elsewhere"
+    return claim
+
+
+def test_two_logins_of_one_machine_never_have_it_both(link: ShellLink, tmp_path: Path) -> None:
+    first, second = login(link, tmp_path, 1000), login(link, tmp_path, 1001)
+    first.take(90)
+    first.take(90)
+    with pytest.raises(UserError, match=r"in use: another bench .* 2 more min.*remove .*\.bench-1000\.lock\* there"):
+        second.take(60)
+    assert second.holder() and first.holder() is None and not Path(second.file).exists()
+    assert Path(first.file).stat().st_mode & 0o444 == 0o444
+    first.take(-1)
+    second.take(60)
+    assert second.is_ours() and first.holder()
+    with pytest.raises(UserError, match="in use"):
+        first.take(60)
+    second.release()
+    first.take(60)
+
+
+def test_of_two_logins_that_come_at_once_at_most_one_takes_the_machine(link: ShellLink, tmp_path: Path) -> None:
+    def take(claim: Claim) -> bool:
+        start.wait()
+        try:
+            claim.take(60)
+        except UserError:
+            return False
+        return True
+
+    for _ in range(10):
+        start, both = threading.Barrier(2), [login(link, tmp_path, user) for user in (1000, 1001)]
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(take, both)).count(True) <= 1
+        for claim in both:
+            claim.release()

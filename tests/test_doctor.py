@@ -74,3 +74,14 @@ def test_every_push_bundle_is_looked_at_and_what_it_needs_is_advised(monkeypatch
     assert found.keys() == {"arm64-v8a executorch", "arm64-v8a onnx", "arm64-v8a llamacpp"}
     for finding in found.values():
         assert (finding.state, finding.found) == ("note", "no") and "aarch64-linux-gnu-g++: not found" in finding.advice
+
+
+def test_every_phone_that_adb_lists_is_told_with_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adb = tmp_path / "adb"
+    adb.write_text("#!/bin/sh\nprintf 'List of devices attached\\nAAA\\tunauthorized\\nBBB\\toffline\\n'\n")
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = {finding.name: finding for finding in doctor._devices([])}
+    assert "Allow USB debugging" in found["adb:AAA"].advice and "Reconnect the cable" in found["adb:BBB"].advice
+    adb.write_text("#!/bin/sh\necho List of devices attached\n")
+    assert "Connect it by USB" in next(finding for finding in doctor._devices([]) if finding.name == "adb").advice

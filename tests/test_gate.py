@@ -117,6 +117,9 @@ def test_a_slowdown_beyond_allowance_and_noise_is_a_regression(tmp_path: Path, m
     assert verdict.exit_code == 1 and metric in verdict.reasons[0]
     assert gate(new, old, Allowances(max_slowdown=30)).exit_code == 0
     assert gate(new, old, Allowances(ignore=["latency"])).exit_code == 0
+    busy = report(tmp_path / "d", None, True, **slow, state={"busy": "the machine was busy"})
+    judged = gate(busy, old, Allowances())
+    assert judged.exit_code == 2 and "the machine was busy" in judged.reasons[0]
     wobbly: dict[str, Any] = {metric: stats(worse, mad=9.0)}
     noisy = report(tmp_path / "c", None, True, **wobbly)
     assert gate(noisy, old, Allowances()).exit_code == 2

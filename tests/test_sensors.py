@@ -60,6 +60,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "meminfo": lambda text: {"total_pss_kib": plain(memory.total_pss_kib(text))},
     "power": read_meter,
     "odpm": lambda text: plain(energy.odpm(text)),
+    "rails": lambda text: plain(energy.enabled_rails(text)),
     "cpufreq": read_cpus,
     "tegrastats": read_tegra,
     "nvpmodel": lambda text: plain(jetson.power_mode(text)),

@@ -79,7 +79,7 @@ class AdbLink(Link):
             raise Lost(reason)
 
     def _ready_serial(self) -> str:
-        states = self._states()
+        states = self.states()
         if not states:
             raise UserError(
                 f"--device {self.spec}: no device is connected. Connect it by USB, switch on USB debugging in its "
@@ -98,8 +98,12 @@ class AdbLink(Link):
             raise UserError(f"--device {self.spec}: {serial} is in state {state!r}, 'device' is expected. {step}")
         return serial
 
-    def _states(self) -> dict[str, str]:
-        """Serial -> state of everything connected, as `adb devices` lists it."""
+    def states(self) -> dict[str, str]:
+        """Serial -> state of everything connected, as `adb devices` lists it.
+
+        Raises:
+            UserError: there is no adb, or it fails.
+        """
         if shutil.which("adb") is None:
             raise UserError(
                 f"--device {self.spec}: no adb program on the PATH. Install Android's platform-tools "

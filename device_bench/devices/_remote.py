@@ -69,7 +69,7 @@ class RemoteDevice(Device):
     @cached_property
     def claim(self) -> Claim:
         """The right to use the device."""
-        return Claim(self.link, self.root())
+        return Claim(self.link, f"{self.root()}.lock")
 
     @cached_property
     def sensors(self) -> Sensors:

@@ -1,8 +1,11 @@
 """Linux boards through ssh: nothing is installed there, and the one folder that is made is removed at the end."""
 
 import re
+from functools import cached_property
 
+from device_bench.devices._claim import Claim
 from device_bench.devices._emulated import is_emulated
+from device_bench.devices._link import quote
 from device_bench.devices._remote import RemoteDevice
 from device_bench.devices._ssh_link import SshLink
 from device_bench.devices.base import memory_mb
@@ -15,12 +18,22 @@ TARGET = re.compile(
 )
 
 
+LOCK = ".pocketvlm-bench-{}.lock"
+
+
 class SshDevice(RemoteDevice):
     """One Linux machine with a key-based login."""
 
     def __init__(self, user: str, host: str, port: int) -> None:
         super().__init__(SshLink(user, host, port))
         self._host = host
+        self.shared = "/tmp"  # where all logins can leave and read a file
+
+    @cached_property
+    def claim(self) -> Claim:
+        """The right to use the machine, which no other login has meanwhile."""
+        user = self.link.output("id", "-u").strip()
+        return Claim(self.link, f"{self.shared}/{LOCK.format(user)}", f"{quote(self.shared)}/{LOCK.format('*')}")
 
     def root(self) -> str:
         """The folder on the machine that is ours, in the login's home."""

@@ -35,6 +35,9 @@ def bench(
     iterations: Annotated[int | None, typer.Option(help="Timed answers.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one pass may take. [default: 900]")] = None,
+    sustained: Annotated[
+        float | None, typer.Option(help="Seconds of answering without a pause, on phones and boards. [default: 0]")
+    ] = None,
     split: Annotated[bool, typer.Option("--split", help="Several devices share the questions.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -46,7 +49,9 @@ def bench(
     from pocketvlm.progress import Progress
 
     options = given(tasks=names(tasks), limit=limit, scenes=scenes, iterations=iterations, threads=threads)
-    options |= given(timeout_s=timeout) | ({"data": str(data), "max_new_tokens": LONG_ANSWER} if data else {})
+    options |= given(timeout_s=timeout, sustained_s=sustained) | (
+        {"data": str(data), "max_new_tokens": LONG_ANSWER} if data else {}
+    )
     devices = device or ["local"]
     config, *_ = [BenchConfig.parse({"device": spec, **options}, "pocketvlm bench") for spec in devices]
     for artifact in artifacts:

@@ -33,6 +33,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             rig.start_adbd()
             rig.start_sshd()
             yield rig
+            assert rig.elsewhere() == set()
         finally:
             rig.close()
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from tests.rig import machine
 from tests.rig.fetch import DONE, PARTS, folder
 from tests.rig.heat import Heat
 from tests.rig.programs import TRIPLET, host_environment, write_programs
+from tests.rig.sockets import LOOPBACK, free_port, listening, of_processes
 
 HERE = Path(__file__).parent
 SERVERS = r"adbd|sshd|arm64\.py|sleep infinity"
@@ -40,13 +40,6 @@ def missing() -> str | None:
     return None if all((root / part / DONE).is_file() for part, *_ in PARTS) else f"no rig in {root}: make test-rig"
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + seconds
@@ -54,20 +47,6 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds} s")
         time.sleep(0.05)
-
-
-def listening(port: int) -> set[str]:
-    """Addresses on which somebody listens on a port."""
-    found = set()
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            address, state = line.split()[1], line.split()[3]
-            if state == "0A" and int(address.rpartition(":")[2], 16) == port:
-                found.add(address.rpartition(":")[0])
-    return found
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 class Rig:
@@ -212,13 +191,24 @@ class Rig:
         )
         return done.stdout
 
+    def elsewhere(self) -> set[str]:
+        """Addresses other than 127.0.0.1 on which a process of this one, of the device or the adb server listens."""
+        servers = [server for server in Path("/proc").glob("[0-9]*") if self._is_adb_server(server)]
+        return of_processes({*self._emulated(), *map(int, (server.name for server in servers))}) - LOOPBACK
+
+    def _is_adb_server(self, process: Path) -> bool:
+        try:
+            return str(self.adb_server).encode() in (process / "cmdline").read_bytes()
+        except OSError:
+            return False
+
     def left(self) -> list[str]:
         """Our files and processes on the device."""
         return self.files() + self.processes()
 
     def files(self) -> list[str]:
         """What lies where devices let us write."""
-        places = (self.device / "data" / "local" / "tmp", self.device / "root")
+        places = [self.device / place for place in ("data/local/tmp", "root", "tmp")]
         return sorted(path.name for place in places for path in place.iterdir())
 
     def processes(self) -> list[str]:

@@ -17,10 +17,11 @@ from device_bench.gate import gate
 from device_bench.judge import Allowances
 from device_bench.metrics import NAMES
 from device_bench.report import write
-from device_bench.run import bench_one, silent
+from device_bench.run import bench_one, run_on, silent
 from device_bench.tasks.scenes import questions
 from tests.rig.conftest import ENGINES, over_both
-from tests.rig.rig import LOOPBACK, Rig, listening
+from tests.rig.rig import Rig
+from tests.rig.sockets import LOOPBACK, listening
 from vlm.errors import CheckFailed
 from vlm.runtimes import open_runtime
 
@@ -105,6 +106,23 @@ def test_a_device_that_is_unplugged_again_and_again_still_gives_the_hosts_answer
         rig.connect()
 
 
+def test_several_devices_are_measured_at_once_each_with_its_own_queue(
+    rig: Rig, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    specs = [f"adb:{rig.serial}", f"ssh:root@127.0.0.1:{rig.ssh_port}"]
+    asked = [artifacts["onnx"], artifacts["executorch"]]
+    said: list[str] = []
+    results = run_on(specs, BenchConfig(**QUICK), asked, tmp_path, lambda done, text: said.append(text))
+    order = [spec for text in said for spec in specs if text.startswith(spec)]
+    assert order.index(specs[1]) < len(order) - 1 - order[::-1].index(specs[0])  # began before the other ended
+    assert order.index(specs[0]) < len(order) - 1 - order[::-1].index(specs[1])
+    assert len({path.parent for path in results}) == 2 and len(results) == 4
+    for path, artifact in zip(results, asked * 2, strict=True):
+        lines = path.with_name(json.loads(path.read_text())["answers"]).read_text().splitlines()
+        assert [json.loads(line)["answer"] for line in lines] == host_answers(artifact)
+    assert rig.left() == []
+
+
 @over_both
 def test_a_runner_that_is_late_is_killed_on_the_device(
     rig: Rig, spec: str, artifacts: dict[str, Path], tmp_path: Path
@@ -123,10 +141,8 @@ def test_a_whole_emulated_computer_gives_the_hosts_answers(
         assert open_device(f"adb:{serial}").identify().kind == "emulated"
         tree, answers = bench(f"ssh:root@127.0.0.1:{port}", artifacts["onnx"], tmp_path)
         assert tree["device"]["kind"] == "emulated" and answers == host_answers(artifacts["onnx"])
-        assert rig.ssh(port, "ls -A /root /data/local/tmp; ls -l /proc/*/cwd | grep pocketvlm").stdout.split() == [
-            "/data/local/tmp:",
-            "/root:",
-        ]
+        left = "ls -A /root /data/local/tmp; ls -A /tmp | grep pocketvlm; ls -l /proc/*/cwd | grep pocketvlm"
+        assert rig.ssh(port, left).stdout.split() == ["/data/local/tmp:", "/root:"]
     finally:
         rig.stop("machine")
         rig.disconnect(serial)

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from device_bench.devices import open_device
+from device_bench.devices._survey import survey
 from device_bench.sensors.base import Absent
 from tests.rig.conftest import over_both, remote
-from tests.rig.rig import HERE, LOOPBACK, Rig, free_port, listening, until
+from tests.rig.rig import HERE, Rig, until
+from tests.rig.sockets import LOOPBACK, free_port, listening
 from vlm.errors import UserError
 
 
 def test_every_server_listens_on_loopback_alone(rig: Rig) -> None:
     for port in (rig.adb_server, rig.adbd_port, rig.ssh_port):
         assert listening(port) and listening(port) <= LOOPBACK
+    assert rig.elsewhere() == set()
 
 
 @over_both
@@ -39,11 +42,11 @@ def test_exit_codes_errors_and_quoting_survive_the_real_connection(spec: str) ->
 def test_a_device_in_use_is_refused_and_the_doctor_says_so(rig: Rig, spec: str) -> None:
     first, second = remote(spec), remote(spec)
     first.claim.take(60)
-    assert isinstance(use := second.survey()["use"], Absent) and "another bench" in use.reason
+    assert isinstance(use := survey(second)["use"], Absent) and "another bench" in use.reason
     with pytest.raises(UserError, match=r"in use: another bench"):
         second.claim.take(60)
     first.clean_up()
-    assert second.survey()["use"] == "free" and rig.left() == []
+    assert survey(second)["use"] == "free" and rig.left() == []
 
 
 @over_both
