@@ -6,9 +6,10 @@ from pydantic import Field, model_validator
 
 from distill.data.config import Data
 from distill.options import Cache, Lora, Zero
-from distill.terms import AttentionTerm, LogitsTerm, NotNegative, VisionTerm
+from distill.terms import AttentionTerm, LogitsTerm, NotNegative, SwitchTerm, Term, VisionLogitsTerm, VisionTerm
 from vlm.config import Config, Count, Index, Positive
 
+TERMS = ("attention", "vision_tokens", "logits", "vision_logits", "switch")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -69,6 +70,7 @@ class DistillConfig(Config):
         teacher: checkpoint folder of the teacher.
         vision: folder whose vision tower (and tokenizer) the student takes over, frozen; None: the teacher's.
         student: sizes for random weights, or a checkpoint folder to start from.
+        train_adapters: train P_attn, P_V and P_switch with the student; False leaves them random, as the authors' code.
         stop_dead_terms: end the run when a term's gradient stays zero or its value collapses (training/balance.py).
         undistilled: also train the same student without teacher, from the same weights, on the same batches.
         cache: keep the teacher's outputs in files and train without the teacher.
@@ -89,6 +91,9 @@ class DistillConfig(Config):
     attention: AttentionTerm | None = None
     vision_tokens: VisionTerm | None = None
     logits: LogitsTerm | None = None
+    vision_logits: VisionLogitsTerm | None = None
+    switch: SwitchTerm | None = None
+    train_adapters: bool = True
     undistilled: bool = False
     cache: Cache | None = None
     teacher_bits: Literal[4, 8] | None = None
@@ -111,10 +116,16 @@ class DistillConfig(Config):
     log_steps: Count = 25
 
     @property
-    def terms(self) -> dict[str, AttentionTerm | VisionTerm | LogitsTerm]:
+    def terms(self) -> dict[str, Term]:
         """The terms of the loss beside the cross-entropy, all of which read the teacher, by their short names."""
-        named = {"attention": self.attention, "vision": self.vision_tokens, "logits": self.logits}
-        return {name: term for name, term in named.items() if term is not None}
+        values: list[Term | None] = [getattr(self, key) for key in TERMS]
+        named = zip(("attention", "vision", "logits", "vision_logits", "switch"), values, strict=True)
+        return {name: term for name, term in named if term is not None}
+
+    @property
+    def speaks(self) -> bool:
+        """Whether a term compares distributions over the next token."""
+        return any(term is not None for term in (self.logits, self.vision_logits, self.switch))
 
     @property
     def reads_teacher(self) -> bool:
@@ -124,7 +135,7 @@ class DistillConfig(Config):
     @model_validator(mode="after")
     def _needs_teacher(self) -> "DistillConfig":
         if self.teacher is None and self.reads_teacher:
-            raise ValueError("the terms attention, vision_tokens and logits need a `teacher`")
+            raise ValueError(f"the terms {', '.join(TERMS)} need a `teacher`")
         if self.teacher is None and self.vision is None and not isinstance(self.student, str):
             raise ValueError("a student from random weights needs `vision` or `teacher` to take the vision tower from")
         return self
@@ -135,10 +146,21 @@ class DistillConfig(Config):
             return self
         if not self.reads_teacher:
             raise ValueError("cache: no term of the loss reads the teacher: leave it out")
-        if self.cache.kind == "compact" and (self.attention or self.vision_tokens):
+        if self.cache.kind == "compact" and (self.attention or self.vision_tokens or self.vision_logits):
             raise ValueError(
-                "cache: kind compact holds answers only: choose kind exact, or leave out attention and vision_tokens"
+                "cache: kind compact holds answers only: choose kind exact, or leave out attention, vision_tokens and "
+                "vision_logits"
             )
+        if self.switch:
+            raise ValueError("cache: switch asks the teacher while it trains: leave out the cache, or switch")
+        if self.attention and self.attention.block == "vision_text":
+            raise ValueError("cache: attention.block vision_text is zero everywhere: leave out the cache")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_teacher(self) -> "DistillConfig":
+        if self.switch and self.teacher_bits:
+            raise ValueError("teacher_bits: switch needs gradients through the teacher: leave out one of them")
         return self
 
     @model_validator(mode="after")
@@ -150,5 +172,5 @@ class DistillConfig(Config):
 
     def without_distillation(self) -> "DistillConfig":
         """The same run with every distillation term off."""
-        off = {"attention": None, "vision_tokens": None, "logits": None, "undistilled": False, "cache": None}
+        off = {**dict.fromkeys(TERMS), "undistilled": False, "cache": None}
         return self.model_copy(update=off)

@@ -1,41 +1,31 @@
 """The module that is trained: a student, the throw-away adapters, and the loss L = L_sup + L_A + L_V + L_KL."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from distill.adapters import LEARNED, adapters, nothing
 from distill.config import DistillConfig
 from distill.data.rows import Key
 from distill.dense_attention import DENSE, decoder_inputs
 from distill.features import TowerFeatures
 from distill.losses import attention as attention_losses
 from distill.losses import logits as logits_losses
-from distill.losses.answers import Divergence, answer_losses
-from distill.losses.vision import focus_scores, vision_mse
+from distill.losses.answers import Divergence, answer_losses, divergence_alone
+from distill.losses.vision import focus_scores, instruction_rows, vision_mse, weighted_mse
 from distill.merge import merge_vision, project
 from distill.precision import wide
 from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
-from distill.teacher.signals import Batch, TeacherSignals
+from distill.spoken import compared, read_of_teacher
+from distill.teacher.live import Teacher
+from distill.teacher.signals import Batch, Hidden, TeacherSignals, TopK
 from distill.terms import AttentionTerm, VisionTerm, Weight
 from vlm.data.collator import IGNORE
 
 SUPERVISED = "sup"
-LEARNED = "log_weight_"  # prefix of the adapters that hold a learned weight's logarithm
-
-
-class Held(nn.Module):
-    """A trained tensor that a call hands out: only inside a module's forward does ZeRO-3 gather its parameters."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = nn.Parameter(value)
-
-    def forward(self) -> Tensor:
-        """The tensor."""
-        return self.value.clone()
+OF_IMAGES = ("vision", "vision_logits", "switch")  # terms that have nothing to say of text alone
 
 
 class AlignKD(nn.Module):
@@ -105,11 +95,10 @@ class AlignKD(nn.Module):
         with reading_attention(decoder, layers) as read:
             embeds = merge_vision(self.student, input_ids, tokens)  # [B, N, D]
             states = decoder(**decoder_inputs(batch, embeds)).last_hidden_state  # [B, N, D]
-        terms, silent = self._block_terms(batch, on, tokens, read)
+        terms, silent = self._block_terms(batch, on, tokens, read, labels)
         shares = shares or dict.fromkeys([SUPERVISED, *on], 1.0)
-        relative = shares["logits"] / (shares[SUPERVISED] or 1.0) if "logits" in on else None
-        supervised, kl = self._answer_terms(batch, labels, states, relative)
-        terms = {SUPERVISED: supervised, **terms} | ({} if kl is None else {"logits": kl})
+        spoken = self._spoken_terms(batch, labels, states, tokens, on, shares)
+        terms = {SUPERVISED: spoken.pop(SUPERVISED), **terms, **spoken}
         terms = {name: value * shares[name] for name, value in terms.items()}
         weights = {name: self.weight(name) for name in terms if name != SUPERVISED}
         weighted = [weight * terms[name] + self._price(name, weight) for name, weight in weights.items()]
@@ -117,11 +106,11 @@ class AlignKD(nn.Module):
         return {"loss": loss, "terms": terms, "weights": weights, "silent": silent}
 
     def _block_terms(
-        self, batch: Batch, on: set[str], tokens: Tensor, read: dict[int, Read]
+        self, batch: Batch, on: set[str], tokens: Tensor, read: dict[int, Read], labels: Tensor
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """The attention and vision terms, and which of them have nothing to say of the batch."""
+        """The attention and vision terms, and which terms have nothing to say of the batch."""
         terms: dict[str, Tensor] = {}
-        silent: list[str] = []
+        silent = [] if len(tokens) else [name for name in OF_IMAGES if name in on]
         attention = self.recipe.attention if "attention" in on else None
         vision = self.recipe.vision_tokens if "vision" in on else None
         blocks: list[Tensor] = []  # A_T of each layer, [B, H_T, M, V]
@@ -132,10 +121,10 @@ class AlignKD(nn.Module):
             silent += ["attention"] * positions.empty
         if vision and self.teacher:
             scores = tokens.new_zeros(tokens.shape[:2])  # [I, V]
-            if vision.focus_weight and len(tokens):
-                scores = self._focus(batch, blocks if attention and attention.block == "text_vision" else [])
+            if vision.reads_attention and len(tokens):
+                known = blocks if attention and attention.block == "text_vision" else []
+                scores = self._focus(batch, known, labels if vision.weighting == "instruction" else None)
             terms["vision"] = self._vision_term(vision, self.teacher.vision_tokens(batch), tokens, scores)
-            silent += ["vision"] * (not len(tokens))
         return terms, silent
 
     def _positions(self, batch: Batch, block: Any) -> Positions:
@@ -157,13 +146,15 @@ class AlignKD(nn.Module):
                 values.append(distance(wide(theirs), ours, head_map, where.row_mask, columns))
         return torch.stack(values).sum()
 
-    def _focus(self, batch: Batch, blocks: list[Tensor]) -> Tensor:
-        """Focus scores of the batch's vision tokens from the teacher's first-named layer, [I, V]."""
+    def _focus(self, batch: Batch, blocks: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Focus scores of the batch's vision tokens from the teacher's first-named layer, [I, V]; of the instruction's
+        text alone if the labels tell it from the answers'."""
         where = self._positions(batch, "text_vision")
         layers = self.recipe.attention.teacher_layers[:1] if self.recipe.attention else [0]
         assert self.teacher is not None
         attention = (blocks or self.teacher.attention(batch, layers, where))[0]  # A_T, [B, H_T, M, V]
-        scores = focus_scores(attention, where.row_mask)[where.column_mask]  # [I*V]
+        rows = where.row_mask if labels is None else instruction_rows(labels, where.rows, where.row_mask)
+        scores = focus_scores(attention, rows)[where.column_mask]  # [I*V]
         return scores.view(len(batch.features), -1)  # columns, in order, are the images' tokens, in order
 
     def _vision_term(self, config: VisionTerm, theirs: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
@@ -171,23 +162,63 @@ class AlignKD(nn.Module):
         adapter = self.adapters["vision"]
         with torch.autocast(tokens.device.type, enabled=False):
             mapped = wide(adapter(theirs.to(next(adapter.parameters()).dtype)))  # P_V(E_T), [I, V, D_S]
+            if config.weighting == "instruction":
+                return weighted_mse(mapped, wide(tokens), scores)
             return vision_mse(mapped, wide(tokens), scores, config.focus_tokens, config.focus_weight)
 
-    def _answer_terms(
-        self, batch: Batch, labels: Tensor, states: Tensor, share: float | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropy of the answer tokens, and L_KL unless its share (over the cross-entropy's) is None; states are
-        [B, N, D]."""
-        answers, theirs, divergence = labels != IGNORE, None, None
-        config = self.recipe.logits
-        if config and self.teacher and share is not None:
-            answers = answers if config.tokens == "answer" else batch.segments >= 0  # [B, N]
-            theirs = self.teacher.answers(batch, answers)
-            distance = logits_losses.DISTANCES[config.distance]
-            divergence = Divergence(distance, config.part, config.temperature, self.weight("logits") * share)
-        vocabulary, head = self.student.config.text_config.vocab_size, self.student.lm_head
-        together = hasattr(head.weight, "ds_id")  # ZeRO-3 has split it
-        return answer_losses(states[answers], labels[answers], head, vocabulary, theirs, divergence, together=together)
+    def _spoken_terms(
+        self, batch: Batch, labels: Tensor, states: Tensor, tokens: Tensor, on: set[str], shares: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the answer tokens, and the terms that compare distributions over the next token.
+
+        Args:
+            states: last hidden states of the student, [B, N, D_S]; tokens: E_S, [I, V, D_S].
+            on: names of the terms that are computed; shares: of the batch in the means of its step.
+        """
+        image: int = self.student.config.image_token_id
+        places = compared(self.recipe, batch.input_ids, labels, batch.segments, image)
+        theirs = self._said(batch, places, on)
+        head = self.student.lm_head
+        vocabulary, together = self.student.config.text_config.vocab_size, hasattr(head.weight, "ds_id")  # ZeRO-3's
+        own, divergence = labels != IGNORE, None
+        if "logits" in on:
+            own = places["logits"]
+            divergence = self._divergence("logits", shares["logits"] / (shares[SUPERVISED] or 1.0))
+        supervised, kl = answer_losses(
+            states[own], labels[own], head, vocabulary, theirs.get("logits"), divergence, together=together
+        )
+        found = {SUPERVISED: supervised} | ({} if kl is None else {"logits": kl})
+        if "vision_logits" in on:
+            seen, divergence = states[places["vision_logits"]], self._divergence("vision_logits")
+            said = theirs["vision_logits"]
+            found["vision_logits"] = divergence_alone(seen, head, vocabulary, said, divergence, together)
+        if "switch" in on:
+            found["switch"] = self._switch_term(batch, tokens, places["switch"], theirs["switch"])
+        return found
+
+    def _said(self, batch: Batch, places: dict[str, Tensor], on: set[str]) -> dict[str, Hidden | TopK]:
+        """What the teacher says next at the places of each term that is on."""
+        if self.teacher is None or not on & places.keys():
+            return {}
+        wanted = read_of_teacher(places)
+        said = self.teacher.answers(batch, wanted)
+        return {name: said.part(place[wanted]) for name, place in places.items() if name in on}
+
+    def _divergence(self, name: str, share: float = 1.0) -> Divergence:
+        config = getattr(self.recipe, name)
+        distance = logits_losses.DISTANCES[config.distance]
+        return Divergence(distance, config.part, config.temperature, self.weight(name) * share)
+
+    def _switch_term(self, batch: Batch, tokens: Tensor, answers: Tensor, theirs: Hidden | TopK) -> Tensor:
+        """L_switch: the teacher's answers (bool [B, N]) from P_switch(E_S), of [I, V, D_S], against its own."""
+        adapter = self.adapters["switch"]
+        mapped: Tensor = adapter(tokens.to(next(adapter.parameters()).dtype))  # [I, V, D_T]
+        if not len(mapped):
+            return mapped.sum()
+        assert isinstance(self.teacher, Teacher)  # guaranteed by DistillConfig
+        states, model = self.teacher.switched(batch, mapped)[answers], self.teacher.model  # [A, D_T]
+        vocabulary = model.config.text_config.vocab_size
+        return divergence_alone(states, model.lm_head, vocabulary, theirs, self._divergence("switch"))
 
     def rule(self, name: str) -> Weight:
         """How the outer weight of a term comes about."""
@@ -221,28 +252,9 @@ class AlignKD(nn.Module):
         total: Tensor | float = 0.0
         for name, module in self.adapters.items():
             if name.removeprefix(LEARNED) not in on:
-                nothing = next(module.parameters()).new_zeros(0, self.teacher.width if self.teacher else 0)
-                handed = module() if isinstance(module, Held) else module(nothing)
-                total = total + handed.sum() * 0.0
+                total = total + nothing(module)
         return total
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student that train (gradient norms of the terms are taken on these)."""
         return [p for p in self.student.parameters() if p.requires_grad]
-
-
-def adapters(
-    config: DistillConfig, teacher: TeacherSignals | None, student: LlavaForConditionalGeneration
-) -> nn.ModuleDict:
-    """What is trained beside the student: P_attn for each pair of layers, P_V, and the learned weights' logarithms."""
-    found = nn.ModuleDict()
-    text = student.config.text_config
-    if teacher and config.attention:
-        shape = (len(config.attention.student_layers), text.num_attention_heads, teacher.heads)
-        found["attention"] = Held(torch.randn(shape) / math.sqrt(teacher.heads))  # P_attn, [pairs, H_S, H_T]
-    if teacher and config.vision_tokens:
-        found["vision"] = nn.Linear(teacher.width, text.hidden_size)  # P_V, [D_S, D_T] and [D_S]
-    for name, term in config.terms.items():
-        if teacher and term.weight.learned is not None:
-            found[LEARNED + name] = Held(torch.zeros(1))  # DeepSpeed takes no scalars
-    return found

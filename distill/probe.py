@@ -74,16 +74,16 @@ def find_positions(
         segments: [B, N], negative where there is padding.
         visible: bool [B, 1, N, N], True where a query may see a key; None: every earlier position.
         image_token_id: the placeholder.
-        block: which queries x which keys; text_vision has the text rows that can see an image.
+        block: which queries x which keys; text_vision and vision_text have the text that can see an image.
     """
     real = segments >= 0  # [B, N]
     is_vision = (input_ids == image_token_id) & real
     text = real & ~is_vision
-    if block == "text_vision":
+    if block in ("text_vision", "vision_text"):
         seen = is_vision.cumsum(-1) > 0  # [B, N]
         if visible is not None:
             seen = (visible[:, 0] & is_vision[:, None, :]).any(-1)
-        rows, columns = text & seen, is_vision
+        rows, columns = (text & seen, is_vision) if block == "text_vision" else (is_vision, text & seen)
     elif block == "vision_vision":
         rows = columns = is_vision
     else:

@@ -12,7 +12,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[list[int], Field(min_length=1)]
 
 # Query rows and key columns of the attention.
-Block = Literal["text_vision", "vision_vision", "text_text", "full"]
+Block = Literal["text_vision", "vision_vision", "text_text", "full", "vision_text"]
 
 PUBLISHED_WEIGHT = 1.0
 SKEW = 0.1  # DistiLLM's
@@ -63,7 +63,9 @@ class AttentionTerm(Config):
         distance: `mse` on probabilities with a free 1x1 head adapter is the published one; `kl` compares rows
             renormalised over the block's columns, teacher heads mixed convexly; `cosine` compares rows with a free
             adapter, scale-free.
-        block: query rows and key columns: text_vision is the published one; the others are the paper's ablations.
+        block: query rows and key columns: text_vision is the published one; the others are the paper's ablations, but
+            for vision_text, which the authors' released code compares: the same text as keys of the image tokens. It
+            stands behind them, where they cannot see it: zero in both models.
         teacher_layers, student_layers: pairs of layers from 0; negative ones count from the last, -1.
     """
 
@@ -84,31 +86,40 @@ class AttentionTerm(Config):
 
 
 class VisionTerm(Config):
-    """L_V = L_all + focus_weight * L_focus on the projector's outputs (Align-KD eq. 2 to 5)."""
+    """L_V on the projector's outputs.
 
+    Attributes:
+        weighting: `focus` is L_all + focus_weight * L_focus (Align-KD eq. 2 to 5); `instruction` weights every token by
+            how much the teacher's instruction looks at it, after Align-TI, and has neither K nor lambda.
+    """
+
+    weighting: Literal["focus", "instruction"] = "focus"
     focus_tokens: Count = 16  # K
     focus_weight: NotNegative = 0.1  # lambda
     weight: Weight = Weight()
 
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it reads where the teacher's text looks."""
+        return self.weighting == "instruction" or self.focus_weight > 0
 
-class LogitsTerm(Config):
-    """L_KL: the teacher's distribution over the next token; reverse KL on the answer tokens is published (eq. 6).
+
+class Distribution(Config):
+    """How a distribution over the next token is held against the teacher's.
 
     Attributes:
         distance: distill/losses/logits.py has the formulas.
         mixture: share of the mixture's first part in `jsd` (None: 0.5) and the skewed distances (None: 0.1).
         temperature: divides both models' logits; the term is multiplied by its square.
-        tokens: `answer`, or `all` that are no padding: prompt, image and answer.
     """
 
     distance: Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "reverse_kl"
     mixture: Fraction | None = None
     temperature: Positive = 1.0
-    tokens: Literal["answer", "all"] = "answer"
     weight: Weight = Weight()
 
     @model_validator(mode="after")
-    def _mixture_is_used(self) -> "LogitsTerm":
+    def _mixture_is_used(self) -> "Distribution":
         if self.mixture is not None and self.distance in ("reverse_kl", "forward_kl"):
             raise ValueError(
                 f"mixture: {self.distance} has none; leave it out, or choose jsd, skew_kl, skew_reverse_kl"
@@ -119,3 +130,29 @@ class LogitsTerm(Config):
     def part(self) -> float:
         """The mixture's first part, or its default."""
         return self.mixture or (EVEN if self.distance == "jsd" else SKEW)
+
+
+class LogitsTerm(Distribution):
+    """L_KL: the student's answers; reverse KL on the answer tokens is published (eq. 6).
+
+    Attributes:
+        tokens: `answer`, or `all` that are no padding: prompt, image and answer.
+    """
+
+    tokens: Literal["answer", "all"] = "answer"
+
+
+class VisionLogitsTerm(Distribution):
+    """L_vis: what the student says next at the image tokens; forward KL is LLaVA-KD's (ICCV 2025, arXiv 2410.16236)."""
+
+    distance: Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "forward_kl"
+
+
+class SwitchTerm(Distribution):
+    """L_switch: what the teacher answers when it sees the student's vision tokens, against what it answers else.
+
+    After Switch-KD (CVPR 2026 Findings, arXiv 2604.14629), whose own distance is not built: `jsd` goes both ways here.
+    """
+
+
+Term = AttentionTerm | VisionTerm | LogitsTerm | VisionLogitsTerm | SwitchTerm

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.losses import answers
-from distill.losses.answers import Divergence, answer_losses
+from distill.losses.answers import Divergence, answer_losses, divergence_alone
 from distill.losses.logits import DISTANCES
 from distill.teacher.signals import Hidden, TopK
 from vlm.data.collator import IGNORE
@@ -52,6 +52,29 @@ def test_chunks_equal_the_plain_loss(kind: str, rows: int, matrix: bool) -> None
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         for a, b in zip(_gradients(one, case), _gradients(other, case), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize("matrix", [True, False])
+def test_tokens_without_labels_have_the_divergence_alone(
+    rows: int, matrix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "CHUNK", {"cpu": rows * VOCABULARY})
+    case = _case()
+    states, _, ours, theirs, hidden = case
+    calls: list[int] = []
+    theirs.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    divergence = Divergence(DISTANCES["forward_kl"], 0, 2.0)
+    head = ours if matrix else nn.Sequential(ours)
+    found = divergence_alone(states, head, VOCABULARY, Hidden(hidden, theirs), divergence)
+    asked = len(calls)
+    _, expected = _plain(case, "forward_kl", 2.0, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    calls.clear()
+    gradients = _gradients(3 * found, case)
+    assert not matrix or (asked == -(-TOKENS // rows) and not calls)  # made in the forward pass, whatever the weight
+    for one, other in zip(gradients, _gradients(3 * expected, case), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("kept", [0, 4, TOKENS])

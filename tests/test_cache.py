@@ -241,9 +241,31 @@ def _spoil(tensors: dict[str, torch.Tensor], file: Path) -> None:
     save_file({name: value.flip(0) if name.endswith("answers") else value for name, value in tensors.items()}, file)
 
 
-def test_a_compact_cache_cannot_serve_the_other_terms() -> None:
+@pytest.mark.parametrize("term", ["vision_tokens", "vision_logits"])
+def test_a_compact_cache_cannot_serve_the_other_terms(term: str) -> None:
     with pytest.raises(UserError, match="kind compact holds answers only"):
-        _config(Path("x"), Path("y"), cache={"kind": "compact"}, vision_tokens={}, logits={})
+        _config(Path("x"), Path("y"), cache={"kind": "compact"}, logits={}, **{term: {}})
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [({"switch": {}}, "switch asks the teacher"), ({"attention": {"block": "vision_text"}}, "zero everywhere")],
+)
+def test_what_no_cache_can_hold_is_refused(terms: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _config(Path("x"), Path("y"), **terms)
+
+
+@pytest.mark.parametrize("logits", [None, {}, {"tokens": "all"}])
+def test_what_the_teacher_says_at_the_image_tokens_is_cached(
+    teacher: Path, tmp_path: Path, logits: dict[str, Any] | None
+) -> None:
+    terms = {"vision_logits": {}, "vision_tokens": {"weighting": "instruction"}, "logits": logits}
+    setup = Setup(_config(teacher, tmp_path, **terms), tmp_path)
+    live = setup.losses([[0, 1], [5, 2, 3], [[4, 1], [0]]])
+    setup.module.teacher = setup.write()
+    for expected, found in zip(live, setup.losses([[0, 1], [5, 2, 3], [[4, 1], [0]]]), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_shards_are_readable_files(teacher: Path, tmp_path: Path) -> None:

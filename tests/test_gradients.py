@@ -77,6 +77,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "vision_tokens": {"focus_weight": 0.0},
         "logits": {"distance": "skew_reverse_kl"},
     },
+    "beyond": {
+        "attention": {"distance": "cosine", "teacher_layers": [1], "student_layers": [1]},
+        "vision_tokens": {"weighting": "instruction"},
+        "logits": {"distance": "forward_kl"},
+        "vision_logits": {"temperature": 2.0},
+        "switch": {"distance": "jsd"},
+    },
+}
+RELEASED = {  # facts of the authors' code
+    "attention": {"block": "vision_text"},
+    "vision_tokens": {"focus_weight": 1.0},
+    "logits": {"distance": "forward_kl", "tokens": "all"},
+    "train_adapters": False,
 }
 FADING = {
     "vision_tokens": {"weight": {"fixed": 4 / 3, "until": 1.0}},
@@ -88,7 +101,12 @@ def module(recipe: str) -> AlignKD:
     """A student of two layers, a teacher of another width, both random and in float64."""
     data = {"kind": "scene_captions", "count": 1}
     stage = {"name": "s", "data": data, "steps": 1, "batch_size": 1, "learning_rate": 1e-3}
-    tree = {"teacher": "here", "student": "here", "stages": [stage], **{**RECIPES, "fading": FADING}[recipe]}
+    tree = {
+        "teacher": "here",
+        "student": "here",
+        "stages": [stage],
+        **{**RECIPES, "fading": FADING, "released": RELEASED}[recipe],
+    }
     config = DistillConfig.parse(tree, "test")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     student = random_model(300, IMAGE, seed=1, **sizes)
@@ -134,19 +152,20 @@ def _check(made: AlignKD, batch: Batch, parameters: list[nn.Parameter], names: s
 def test_gradients_equal_finite_differences(recipe: str, batch: str) -> None:
     made = module(recipe)
     inputs = BATCHES[batch]()
-    _check(made, inputs, made.student_parameters(), {"sup", "attention", "vision", "logits", "loss"})
-    for name in ("attention", "vision"):
+    _check(made, inputs, made.student_parameters(), {"sup", *made.terms, "loss"})
+    for name in made.adapters.keys() & made.terms.keys():
         _check(made, inputs, list(made.adapters[name].parameters()), {name, "loss"})
     learned = [p for n, p in made.adapters.named_parameters() if n.startswith("log_weight")]
     if learned:
         _check(made, inputs, learned, {"loss"})
 
 
-def test_a_batch_of_text_alone_says_nothing_of_the_image_but_reaches_every_parameter() -> None:
-    made = module("published")
+@pytest.mark.parametrize("recipe", ["published", "beyond"])
+def test_a_batch_of_text_alone_says_nothing_of_the_image_but_reaches_every_parameter(recipe: str) -> None:
+    made = module(recipe)
     outputs = made(**_batch([TEXT, TEXT]))
-    assert sorted(outputs["silent"]) == ["attention", "vision"]
-    assert outputs["terms"]["attention"] == outputs["terms"]["vision"] == 0
+    assert set(outputs["silent"]) == made.terms.keys() - {"logits"}
+    assert all(outputs["terms"][name] == 0 for name in outputs["silent"])
     outputs["loss"].backward()
     trained = [p for p in made.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
@@ -164,6 +183,15 @@ def test_a_term_that_has_faded_out_is_not_computed_and_leaves_no_parameter_witho
     assert set(outputs["terms"]) == {"sup"} and torch.equal(outputs["loss"], outputs["terms"]["sup"])
     outputs["loss"].backward()
     assert all(p.grad is not None for p in made.adapters.parameters())
+
+
+def test_the_released_formulation_has_a_block_of_zeros_and_adapters_that_nobody_trains() -> None:
+    made, batch = module("released"), BATCHES["v1"]()
+    term = made(**batch)["terms"]["attention"]
+    gradients = torch.autograd.grad(term, made.student_parameters(), allow_unused=True)
+    assert term == 0 and not any(g is not None and bool(g.any()) for g in gradients)
+    assert not any(p.requires_grad for p in made.adapters.parameters())
+    assert made(**batch)["terms"]["vision"] > 0
 
 
 def test_a_learned_weight_tends_to_half_its_degrees_over_the_value() -> None:

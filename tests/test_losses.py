@@ -5,7 +5,8 @@ import torch
 
 from distill.losses import logits
 from distill.losses.attention import DISTANCES
-from distill.losses.vision import focus_scores, vision_mse
+from distill.losses.vision import focus_scores, instruction_rows, vision_mse, weighted_mse
+from vlm.data.collator import IGNORE
 
 
 def _attention(heads: int, rows: int = 5, columns: int = 7, seed: int = 0) -> torch.Tensor:
@@ -84,6 +85,23 @@ def test_vision_term_equals_its_formula_and_reaches_the_student() -> None:
 def test_vision_term_of_a_batch_without_images_is_zero() -> None:
     nothing = torch.zeros(0, 7, 4, requires_grad=True)
     assert float(vision_mse(torch.zeros(0, 7, 4), nothing, torch.zeros(0, 7), 3, 0.1).detach()) == 0.0
+
+
+def test_the_instructions_text_weights_the_vision_tokens() -> None:
+    rows, mask = torch.tensor([[4, 5, 6, 7], [4, 5, 6, 0]]), torch.tensor([[True] * 4, [True] * 3 + [False]])
+    labels = torch.full((2, 8), IGNORE)
+    labels[0, 5:7] = 1  # predict the tokens 6 and 7
+    labels[1, 3:6] = 1  # a caption: nothing asks
+    assert instruction_rows(labels, rows, mask).tolist() == [[True, True, False, False], mask[1].tolist()]
+    teacher, student = torch.randn(2, 7, 4, dtype=torch.float64), torch.randn(2, 7, 4, dtype=torch.float64)
+    scores = torch.rand(2, 7, dtype=torch.float64)
+    expected = sum(
+        float(scores[i, n] / scores[i].sum() * ((teacher - student)[i, n] ** 2).mean() / 2)
+        for i in range(2) for n in range(7)
+    )  # fmt: skip
+    assert float(weighted_mse(teacher, student, scores)) == pytest.approx(expected, rel=1e-9)
+    uniform = torch.ones(2, 7, dtype=torch.float64)
+    assert float(weighted_mse(teacher, student, uniform)) == pytest.approx(float(((teacher - student) ** 2).mean()))
 
 
 def test_focus_scores_sum_over_real_text_rows_only() -> None:

@@ -44,7 +44,7 @@ class Divergence:
 
 def answer_losses(
     states: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     head: Head,
     vocabulary: int,
     teacher: Hidden | TopK | None = None,
@@ -56,7 +56,7 @@ def answer_losses(
 
     Args:
         states: last hidden states of the student, [A, D_S].
-        labels: [A]; IGNORE where only the teacher speaks.
+        labels: [A]; IGNORE where only the teacher speaks; None: nowhere else, and the cross-entropy is zero.
         head: the student's head, [a, D_S] -> [a, vocabulary].
         vocabulary: width of the logits.
         teacher: the teacher's answers at the same positions; None: no divergence.
@@ -67,7 +67,7 @@ def answer_losses(
     Returns:
         Mean cross-entropy over the labels that count, and mean divergence or None.
     """
-    counted = (labels != IGNORE).sum().clamp(min=1)
+    counted = 1 if labels is None else (labels != IGNORE).sum().clamp(min=1)
     tokens, at_once = max(1, len(states)), max(1, (chunk or CHUNK[states.device.type]) // vocabulary)
     work = _Work(labels, teacher, divergence)
     parts = _parts(len(states), at_once, together, states.device)
@@ -75,6 +75,7 @@ def answer_losses(
         ce, kl = work.sums(head(states))
     elif type(head) is nn.Linear and head.bias is None and not together and torch.is_grad_enabled():
         factors = [1 / counted, float(divergence.weight) / tokens if divergence else 0.0]
+        factors = [0.0, 1 / tokens] if labels is None else factors
         ce, kl = _Fused.apply(states, head.weight, work, parts, wide(states[:0]).new_tensor(factors))
     else:
         again = partial(checkpoint, work.of, head, use_reentrant=False, preserve_rng_state=False)
@@ -83,11 +84,20 @@ def answer_losses(
     return ce / counted, None if teacher is None else kl / tokens
 
 
+def divergence_alone(
+    states: Tensor, head: Head, vocabulary: int, teacher: Hidden | TopK, divergence: Divergence, together: bool = False
+) -> Tensor:
+    """Mean divergence from the teacher, of tokens that have no label. Arguments as `answer_losses`."""
+    _, value = answer_losses(states, None, head, vocabulary, teacher, divergence, together=together)
+    assert value is not None  # there is a teacher
+    return value
+
+
 @dataclass(frozen=True)
 class _Work:
     """What the student's logits are held against."""
 
-    labels: Tensor
+    labels: Tensor | None
     teacher: Hidden | TopK | None
     divergence: Divergence | None
 
@@ -104,7 +114,9 @@ class _Work:
                 theirs = wide(teacher.head(teacher.states))  # [a, vocabulary]
         with torch.autocast(logits.device.type, enabled=False):
             logits = wide(logits)
-            supervised = F.cross_entropy(logits, self.labels[part], reduction="sum", ignore_index=IGNORE)
+            supervised = logits.new_zeros(())
+            if self.labels is not None:
+                supervised = F.cross_entropy(logits, self.labels[part], reduction="sum", ignore_index=IGNORE)
             if teacher is None or self.divergence is None:
                 return supervised, supervised.detach() * 0
             temperature = self.divergence.temperature
@@ -137,8 +149,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients made before, if the sums entered the loss in the expected proportion, else new ones."""
         states, weight, factors = ctx.saved_tensors
-        wanted = torch.stack(outer)  # [2]
-        scale, gradients = wanted[0] / factors[0], ctx.gradients
+        wanted, there = torch.stack(outer), int(ctx.work.labels is None)  # [2]; the first sum, or the only one
+        scale, gradients = wanted[there] / factors[there], ctx.gradients
         if not torch.allclose(wanted, scale * factors, rtol=1e-5, atol=0):
             scale, gradients = torch.ones_like(scale), _Fused.run(ctx, states, weight, wanted)[1]
         if scale != 1:

@@ -38,6 +38,8 @@ def identity(config: DistillConfig, max_length: int, preprocessing: Preprocessin
         "vision_tokens": config.vision_tokens is not None,
         "logits.tokens": logits.tokens if logits else None,
     }
+    if config.vision_logits:
+        found["vision_logits"] = True
     if cache.kind == "compact" and logits:
         found |= {"cache.top_k": cache.top_k, "logits.temperature": logits.temperature}
     return found | {f"the data of stage {stage.name}": data_sha256(stage) for stage in config.stages}
@@ -72,7 +74,7 @@ def blocks_of(config: DistillConfig) -> list[tuple[str, Any, list[int]]]:
     if attention:
         name = "text_vision" if attention.block == "text_vision" else "square"
         found[name] = (attention.block, attention.teacher_layers)
-    if vision and vision.focus_weight and "text_vision" not in found:
+    if vision and vision.reads_attention and "text_vision" not in found:
         found["text_vision"] = ("text_vision", attention.teacher_layers[:1] if attention else [0])
     return [(name, block, layers) for name, (block, layers) in found.items()]
 

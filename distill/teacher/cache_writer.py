@@ -17,12 +17,12 @@ from distill.data.rows import Key, Rows
 from distill.features import TowerFeatures
 from distill.pair import Facts
 from distill.probe import Positions, find_positions
+from distill.spoken import compared, read_of_teacher
 from distill.teacher.cache import MANIFEST, TEACHER, CachedTeacher, Entry, Shard, again, shard_name, tensors_of
 from distill.teacher.cache_key import blocks_of, compare, identity
 from distill.teacher.live import Teacher
 from distill.teacher.signals import Batch
 from distill.training.processes import Processes
-from vlm.data.collator import IGNORE
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import locked, write_atomic
 
@@ -109,7 +109,7 @@ class CacheWriter:
         wanted = int(self._wanted(inputs).sum())
         if self.cache.kind == "compact":
             return wanted * self.cache.top_k * 6
-        numbers = wanted * self.teacher.width * (self.config.logits is not None)
+        numbers = wanted * self.teacher.width * self.config.speaks
         if self.config.vision_tokens:
             numbers += int((inputs["input_ids"] == self.image_token_id).sum()) * self.teacher.width
         for _, block, layers in blocks_of(self.config):
@@ -180,10 +180,10 @@ class CacheWriter:
         answers: list[Any] = none
         ids: list[Any] = none
         tokens: list[Any] = none
-        if self.config.logits:
+        if self.config.speaks:
             states = self.teacher.answers(batch, wanted)
             counts = wanted.sum(-1).tolist()
-            if self.cache.kind == "compact":
+            if self.cache.kind == "compact" and self.config.logits:
                 log_p = (states.head(states.states).float() / self.config.logits.temperature).log_softmax(-1)
                 best = log_p.topk(min(self.cache.top_k, log_p.shape[-1]), dim=-1)
                 answers, ids = list(best.values.split(counts)), list(best.indices.int().split(counts))
@@ -211,9 +211,9 @@ class CacheWriter:
 
     def _wanted(self, inputs: dict[str, Any]) -> Tensor:
         """Where the teacher's answers are read, bool [B, N]."""
-        everything = self.config.logits is not None and self.config.logits.tokens == "all"
-        wanted: Tensor = inputs["segments"] >= 0 if everything else inputs["labels"] != IGNORE
-        return wanted
+        labels, segments = inputs["labels"], inputs["segments"]
+        places = compared(self.config, inputs["input_ids"], labels, segments, self.image_token_id)
+        return read_of_teacher(places) if places else torch.zeros_like(labels, dtype=torch.bool)
 
     def _positions(self, inputs: dict[str, Any], block: Any) -> Positions:
         visible = inputs.get("attention_mask")
@@ -222,7 +222,7 @@ class CacheWriter:
     def _finish(self, facts: Facts, probe: Tensor, data: list[tuple[Stage, Rows]], processes: int) -> None:
         """Write what is there once, compare a sample with the live teacher, declare the cache complete."""
         weights = {"probe": probe.float().cpu().contiguous()}
-        if self.cache.kind == "exact" and self.config.logits:
+        if self.cache.kind == "exact" and self.config.speaks:
             weights["head"] = self.teacher.model.lm_head.weight.to("cpu", HALF).contiguous()
         save_file(weights, self.folder / TEACHER)
         manifest = {

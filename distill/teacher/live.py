@@ -77,6 +77,14 @@ class Teacher:
             states = torch.cat([known[key].float() for key in batch.keys])  # [A, D_T]
         return Hidden(states.to(head.weight.device, self._dtype), head)
 
+    def switched(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """Last hidden states [B, N, D_T] when given vision tokens [I, V, D_T] stand in the place of the teacher's own;
+        with a gradient to them."""
+        self._follow(batch)
+        embeds = merge_vision(self.model, batch.input_ids, tokens)  # [B, N, D_T]
+        states: Tensor = self.model.model.language_model(**decoder_inputs(batch, embeds)).last_hidden_state
+        return states
+
     @property
     def _dtype(self) -> torch.dtype:
         """What the teacher computes in; the weights of a quantized one say less than its norm."""

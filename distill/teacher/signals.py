@@ -41,7 +41,7 @@ class Hidden:
     states: Tensor
     head: Callable[[Tensor], Tensor]
 
-    def part(self, tokens: slice) -> "Hidden":
+    def part(self, tokens: slice | Tensor) -> "Hidden":
         """Those of some tokens."""
         return Hidden(self.states[tokens], self.head)
 
@@ -53,7 +53,7 @@ class TopK:
     ids: Tensor
     log_probabilities: Tensor
 
-    def part(self, tokens: slice) -> "TopK":
+    def part(self, tokens: slice | Tensor) -> "TopK":
         """Those of some tokens."""
         return TopK(self.ids[tokens], self.log_probabilities[tokens])
 

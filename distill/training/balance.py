@@ -14,7 +14,8 @@ USELESS_SHARE = 0.01  # a term below 1 % of the cross-entropy's gradient does no
 COLLAPSED = 1e-6  # a term's value that fell below this share of its first one
 DEAD = 1e-12  # a gradient below this share of the cross-entropy's is none
 DEAD_PROBES = 3  # so many in a row stop the run
-OTHER_DISTANCE = {"attention": "cosine or kl", "logits": "forward_kl"}  # terms whose distance can be chosen
+# Terms whose distance can be chosen.
+OTHER_DISTANCE = {"attention": "cosine or kl", "logits": "forward_kl", "switch": "forward_kl"}
 
 Again = Callable[[], dict[str, Tensor]]
 Row = dict[str, dict[str, float]]  # term -> value, grad_norm, weight

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from distill.model import SUPERVISED, AlignKD
 from distill.probe import find_positions
+from distill.spoken import compared
 from vlm.data.collator import IGNORE
 
 
@@ -37,10 +38,9 @@ def shares(module: AlignKD, batches: list[dict[str, Any]], arguments: TrainingAr
 
 def counts(module: AlignKD, batch: dict[str, Any]) -> dict[str, int]:
     """What each term's mean is over, in one batch."""
-    recipe = module.recipe
+    recipe, image = module.recipe, int(module.student.config.image_token_id)
     found = {SUPERVISED: int((batch["labels"] != IGNORE).sum())}
     if recipe.attention:
-        image: int = module.student.config.image_token_id
         visible: Tensor | None = batch.get("attention_mask")
         block = recipe.attention.block
         found["attention"] = int(
@@ -48,7 +48,5 @@ def counts(module: AlignKD, batch: dict[str, Any]) -> dict[str, int]:
         )
     if recipe.vision_tokens:
         found["vision"] = len(batch["images"])
-    if recipe.logits:
-        everything = recipe.logits.tokens == "all"
-        found["logits"] = int((batch["segments"] >= 0).sum()) if everything else found[SUPERVISED]
-    return found
+    places = compared(recipe, batch["input_ids"], batch["labels"], batch["segments"], image)
+    return found | {name: int(place.sum()) for name, place in places.items()}
