@@ -18,7 +18,7 @@ from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
-from export.source import open_checkpoint, with_weights
+from export.source import open_checkpoint, release_heap, with_weights
 from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
@@ -186,6 +186,7 @@ def write_artifact(
         inputs = LayerInputs(checkpoint, partial(calibration_embeddings, checkpoint, scenes))
     with torch.no_grad():
         written = target.module.write(checkpoint, target.precision, folder, config.context_length, inputs)
+    release_heap()
     shutil.copyfile(checkpoint.facts.tokenizer, folder / "tokenizer.json")
     manifest = _manifest(checkpoint, target, written, folder, config)
     if inputs is not None and inputs.asked:

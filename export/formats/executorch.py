@@ -5,16 +5,20 @@ first output of vision_encoder and passes over the second, the patch features, w
 """
 
 import copy
+import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig
+from executorch.exir.passes import MemoryPlanningPass
 from torch import nn
-from torch.export import Dim, ExportedProgram
-from torch.export import export as trace
+from torch.export import Dim
 from transformers import PreTrainedConfig
 
 from export._executorch_backends import BACKENDS, partitioner
+from export._executorch_lowering import COMPILE, forget, lower
 from export._executorch_modules import ByteEmbedding, CachedDecoder
 from export._executorch_rounding import byte_weight, nibble_weight
 from export._executorch_weights import byte_embedding, linear_weights, read_program
@@ -66,17 +70,19 @@ def write(
         inputs: what the decoder's matrices are multiplied with; see export.formats.base.
     """
     stored = resolve(precision, PRESETS, STORAGES)
-    programs = _trace(checkpoint, *_modules(checkpoint, stored, context_length, inputs), context_length)
-    edge = to_edge_transform_and_lower(
-        programs,
-        partitioner={method: [partitioner(precision, method)] for method in programs},
-        constant_methods=_constants(checkpoint, context_length),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-    )
-    del programs
-    program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
+    modules, interfaces = _modules(checkpoint, stored, context_length, inputs), _interfaces(checkpoint, context_length)
+    lowered = {}
+    for method, build in modules.items():
+        lowered[method] = lower(build(), *interfaces[method], partitioner(precision, method))
+        gc.collect()  # graphs hang in cycles, and constants in graphs
+    edge = EdgeProgramManager(lowered, _constants(checkpoint, context_length), COMPILE)
+    # The default is one pass for all exports of a process, and it never lets go of their programs.
+    planning = MemoryPlanningPass()
+    program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True, memory_planning_pass=planning))
     with (folder / MODEL).open("wb") as file:
         program.write_to_file(file)
+    for part in lowered.values():
+        forget(part)
     return Written(Precision(**stored), {}, _notes(checkpoint, stored))
 
 
@@ -144,17 +150,19 @@ def _linears(checkpoint: Checkpoint) -> list[tuple[str, nn.Linear, str]]:
 
 def _modules(
     checkpoint: Checkpoint, stored: dict[str, str], context_length: int, inputs: LayerInputs | None
-) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Vision tower with projector, embedding and decoder of a copy of the model, with the weights as `stored`."""
+) -> dict[str, Callable[[], nn.Module]]:
+    """Each method -> what makes its module, a copy of the checkpoint's with the weights as `stored`."""
     model = checkpoint.model
     storages = {id(layer): stored[part] for _, layer, part in _linears(checkpoint)}
-    vision, decoder = (
-        _rounded(checkpoint, module, storages, inputs)
-        for module in (VisionEncoder(model), CachedDecoder(model, context_length))
-    )
-    if stored["embedding"] != "int8":
-        return vision, in_float32(TokenEmbedding(model)), decoder
-    return vision, ByteEmbedding(model.get_input_embeddings().weight.detach().float()), decoder
+    return {
+        "vision_encoder": lambda: _rounded(checkpoint, VisionEncoder(model), storages, inputs),
+        "token_embedding": lambda: (
+            ByteEmbedding(model.get_input_embeddings().weight.detach().float())
+            if stored["embedding"] == "int8"
+            else in_float32(TokenEmbedding(model))
+        ),
+        "text_decoder": lambda: _rounded(checkpoint, CachedDecoder(model, context_length), storages, inputs),
+    }
 
 
 def _rounded(
@@ -176,25 +184,20 @@ def _rounded(
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
             config._attn_implementation = "eager"
+    release_pages(checkpoint)
     return copied
 
 
-def _trace(
-    checkpoint: Checkpoint, vision: nn.Module, embedding: nn.Module, decoder: nn.Module, context_length: int
-) -> dict[str, ExportedProgram]:
-    """Trace the three methods; a sequence may have 1 to S tokens."""
+def _interfaces(checkpoint: Checkpoint, context_length: int) -> dict[str, tuple[tuple[torch.Tensor, ...], Any]]:
+    """Each method's example inputs and which of their sizes stay open: a sequence may have 1 to S tokens."""
     size, hidden = checkpoint.facts.preprocessing.size, checkpoint.model.config.text_config.hidden_size
     n = Dim("n", min=1, max=context_length)
     example = 8  # any length above 1: torch.export would take 0 and 1 for constants
-    pixels = torch.zeros(1, 3, size, size)
-    ids, positions = torch.zeros(1, example, dtype=torch.long), torch.arange(example)
-    embeds = torch.zeros(1, example, hidden)
-    with torch.no_grad():
-        return {
-            "vision_encoder": trace(vision, (pixels,), strict=False),
-            "token_embedding": trace(embedding, (ids,), dynamic_shapes=({1: n},), strict=False),
-            "text_decoder": trace(decoder, (embeds, positions), dynamic_shapes=({1: n}, {0: n}), strict=False),
-        }
+    return {
+        "vision_encoder": ((torch.zeros(1, 3, size, size),), None),
+        "token_embedding": ((torch.zeros(1, example, dtype=torch.long),), ({1: n},)),
+        "text_decoder": ((torch.zeros(1, example, hidden), torch.arange(example)), ({1: n}, {0: n})),
+    }
 
 
 def _constants(checkpoint: Checkpoint, context_length: int) -> dict[str, object]:
