@@ -1,6 +1,7 @@
 """The ONNX artifact computes what the checkpoint computes, from its folder alone."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from export._onnx_decoder import GroupQueryDecoder  # noqa: E402
 from export._onnx_weights import read_stored, store  # noqa: E402
 from export.blocks import quantize_blocks  # noqa: E402
 from export.config import ExportConfig  # noqa: E402
-from export.formats.onnx import dequantized  # noqa: E402
+from export.formats.onnx import dequantized, write  # noqa: E402
 from export.probes import scene_probes  # noqa: E402
 from export.run import export_one  # noqa: E402
 from export.source import with_weights  # noqa: E402
@@ -274,3 +275,13 @@ def test_the_artifact_runs_without_torch_and_transformers(artifacts: dict[str, P
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_traced_weights_are_gone_when_they_are_written(tmp_path: Path) -> None:
+    opened = load_checkpoint(save_random_checkpoint(tmp_path / "other", seed=5))
+    table = opened.model.get_input_embeddings().weight.detach()
+    write(opened, "int4", tmp_path, 64)
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    alike = [each for each in tensors if each.shape == table.shape and torch.equal(each, table)]
+    assert all(each.data_ptr() == table.data_ptr() for each in alike)

@@ -155,6 +155,9 @@ def _write_traced(
     if set(kinds.values()) != {"fp32"}:
         store(graph, lambda name: kinds[_component(name, file)], VISION_ACTIVATIONS)
     save(graph, folder / file)
+    # onnxscript's rules remember the graphs they looked at, for good: those may keep no weights.
+    for parameter in plain.parameters():
+        parameter.data = torch.empty(0)
 
 
 def _components(file: str) -> tuple[str, ...]:
@@ -216,4 +219,7 @@ def _export(
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    graph: onnx.ModelProto = program.model_proto
+    for constant in program.model.graph.initializers.values():
+        constant.const_value = None  # see _write_traced
+    return graph
