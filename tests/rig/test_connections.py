@@ -54,6 +54,7 @@ def test_a_large_file_arrives_and_returns_unchanged(rig: Rig, spec: str, tmp_pat
     device = remote(spec)
     (tmp_path / "large").write_bytes(random.Random(0).randbytes(100_000_000))
     device.claim.take(60)
+    device.workspace.own()
     try:
         assert device.workspace.push({"job/large": tmp_path / "large"}) == ["job/large"]
         assert device.workspace.push({"job/large": tmp_path / "large"}) == []

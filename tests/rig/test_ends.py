@@ -20,7 +20,7 @@ def test_a_bench_that_is_told_to_end_leaves_nothing(
 ) -> None:
     words = ["-m", "pocketvlm", "bench", str(artifacts["onnx"]), "--device", spec, "--out", str(tmp_path)]
     with subprocess.Popen([sys.executable, *words, "--scenes", "20"], stderr=subprocess.DEVNULL) as bench:
-        until(lambda: any("pocketvlm-runner" in words for words in rig.processes()), 120, "the runner")
+        until(lambda: any("pocketvlm-runner" in words for words in rig.processes()), 300, "the runner")
         bench.send_signal(signal.SIGTERM)
         assert bench.wait(120) == 130
     assert rig.left() == []
