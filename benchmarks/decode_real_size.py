@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from vlm.manifest import read_manifest
 
@@ -196,8 +196,8 @@ def show(result: dict[str, Any], against: str) -> None:
     """Print the table; ratios are to the artifact `against`."""
     rows = result["artifacts"]
     base = rows.get(against)
-    table = Table("artifact", "size", "prefill tok/s", "ratio", "decode tok/s", "ratio", "of the bound", "image s",
-                  "vision cosine", "RSS MB")  # fmt: skip
+    table = Table(Column("artifact", overflow="fold"), "size", "prefill tok/s", "ratio", "decode tok/s",
+                  "slowest round", "ratio", "of the bound", "image s", "vision cosine", "RSS MB")  # fmt: skip
 
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -205,12 +205,14 @@ def show(result: dict[str, Any], against: str) -> None:
     for name, row in rows.items():
         ratios = {key: row[key] / base[key] if base and key in row else None for key in ("prefill", "decode")}
         size = f"{row['bytes'] / 1e6:.0f} MB" if "bytes" in row else "-"
+        slowest = min((one["decode"] for one in result["rounds"].get(name, [])), default=None)
         table.add_row(
             name, size, cell(row.get("prefill"), ".0f"), cell(ratios["prefill"], ".2f"),
-            cell(row.get("decode"), ".1f"), cell(ratios["decode"], ".2f"), cell(row.get("bound"), ".0%"),
-            cell(row["encode_s"], ".2f"), cell(row.get("cosine"), ".6f"), cell(row["rss_mb"], ".0f"),
+            cell(row.get("decode"), ".1f"), cell(slowest, ".1f"), cell(ratios["decode"], ".2f"),
+            cell(row.get("bound"), ".0%"), cell(row["encode_s"], ".2f"), cell(row.get("cosine"), ".6f"),
+            cell(row["rss_mb"], ".0f"),
         )  # fmt: skip
-    console = Console()
+    console = Console(width=150)
     console.print(table)
     loads = ", ".join(f"{load:.1f}" for load in result["loads"])
     console.print(

@@ -5,7 +5,6 @@ what holds the embedding and the decoder beside bits x parameters plus scales. T
 time, memory and size, never accuracy; they are rounded to the nearest unless `--calibration-scenes` asks for GPTQ.
 """
 
-import gc
 import json
 import os
 import resource
@@ -30,8 +29,15 @@ BAR_SECONDS, BAR_BYTES, BAR_SIZE = 360.0, 7e9, 0.03
 # the weights' bits, ExecuTorch bfloat16 scales, Core ML and llama.cpp float16 scales; q6_k has 8-bit scales in a block
 # of 256.
 BITS = {
-    "onnx": {"int4": 5.125, "int8": 9.25},
-    "executorch": {"8da4w": 4.5, "int8": 8.0, "fp32": 32.0},
+    "onnx": {
+        "int4": 5.125,
+        "int4-sym": 5.0,
+        "int4-128": 4.28125,
+        "int4-sym-128": 4.25,
+        "int8": 9.25,
+        "int8-dynamic": 8.0,
+    },
+    "executorch": {"8da4w": 4.5, "8da4w-128": 4.125, "8da8w": 8.0, "int8": 8.0, "fp32": 32.0},
     "coreml": {"int4": 4.5, "fp16": 16.0},
     "gguf": {"q4_0": 4.5, "q6_k": 6.5625, "f16": 16.0},
 }
@@ -125,7 +131,6 @@ def main(
         for text in targets or TARGETS:
             rows.append(measure(opened, text, out or Path(scratch), config))
             print(rows[-1].line(), flush=True)
-            gc.collect()
         print(f"load after: {os.getloadavg()[0]:.1f}")
     print(verdict(rows))
     if json_out:
