@@ -158,6 +158,23 @@ class DistillConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _can_sample(self) -> "DistillConfig":
+        if self.logits is None or self.logits.on_policy is None:
+            return self
+        cannot = {
+            "cache": self.cache is not None,
+            "processes above 1": self.processes > 1,
+            "zero": self.zero is not None,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "gradient_accumulation above 1": any(stage.gradient_accumulation > 1 for stage in self.stages),
+            "data of kind llava": any(stage.data.kind == "llava" for stage in self.stages),
+            "logits.tokens: all": self.logits.tokens == "all",
+        }
+        if found := [name for name, there in cannot.items() if there]:
+            raise ValueError(f"logits.on_policy does not work with {' and '.join(found)}: leave out one of them")
+        return self
+
+    @model_validator(mode="after")
     def _whole_teacher(self) -> "DistillConfig":
         if self.switch and self.teacher_bits:
             raise ValueError("teacher_bits: switch needs gradients through the teacher: leave out one of them")

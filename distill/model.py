@@ -16,6 +16,7 @@ from distill.losses import logits as logits_losses
 from distill.losses.answers import Divergence, answer_losses, divergence_alone
 from distill.losses.vision import focus_scores, instruction_rows, vision_mse, weighted_mse
 from distill.merge import merge_vision, project
+from distill.on_policy import own_answers
 from distill.precision import wide
 from distill.probe import Positions, Read, attention_block, find_positions, layer_index, own_columns, reading_attention
 from distill.spoken import compared, read_of_teacher
@@ -181,17 +182,19 @@ class AlignKD(nn.Module):
         head = self.student.lm_head
         vocabulary, together = self.student.config.text_config.vocab_size, hasattr(head.weight, "ds_id")  # ZeRO-3's
         own, divergence = labels != IGNORE, None
-        if "logits" in on:
+        sampling = self._sampling() if "logits" in on else None
+        if "logits" in on and sampling is None:
             own = places["logits"]
             divergence = self._divergence("logits", shares["logits"] / (shares[SUPERVISED] or 1.0))
-        supervised, kl = answer_losses(
-            states[own], labels[own], head, vocabulary, theirs.get("logits"), divergence, together=together
-        )
+        said = theirs["logits"] if divergence else None
+        supervised, kl = answer_losses(states[own], labels[own], head, vocabulary, said, divergence, together=together)
+        kl = kl if sampling is None else self._on_policy_term(batch, labels, tokens, sampling)
         found = {SUPERVISED: supervised} | ({} if kl is None else {"logits": kl})
         if "vision_logits" in on:
             seen, divergence = states[places["vision_logits"]], self._divergence("vision_logits")
-            said = theirs["vision_logits"]
-            found["vision_logits"] = divergence_alone(seen, head, vocabulary, said, divergence, together)
+            found["vision_logits"] = divergence_alone(
+                seen, head, vocabulary, theirs["vision_logits"], divergence, together
+            )
         if "switch" in on:
             found["switch"] = self._switch_term(batch, tokens, places["switch"], theirs["switch"])
         return found
@@ -208,6 +211,24 @@ class AlignKD(nn.Module):
         config = getattr(self.recipe, name)
         distance = logits_losses.DISTANCES[config.distance]
         return Divergence(distance, config.part, config.temperature, self.weight(name) * share)
+
+    def _sampling(self) -> torch.Generator | None:
+        """What the student's own answers are drawn with, if this step compares them; the same in a resumed run."""
+        on_policy = self.recipe.logits and self.recipe.logits.on_policy
+        if not on_policy:
+            return None
+        generator = torch.Generator().manual_seed(self.recipe.seed * 2**32 + round(self.progress * 2**31))
+        return generator if float(torch.rand(1, generator=generator)) < on_policy.share else None
+
+    def _on_policy_term(self, batch: Batch, labels: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """L_KL of the student's own answers."""
+        assert isinstance(self.teacher, Teacher) and self.recipe.logits and self.recipe.logits.on_policy
+        temperature = self.recipe.logits.on_policy.temperature
+        own, wanted = own_answers(self.student, batch, labels, tokens, temperature, generator)
+        embeds = merge_vision(self.student, own.input_ids, tokens)  # [B, N, D]
+        states = self.student.model.language_model(**decoder_inputs(own, embeds)).last_hidden_state[wanted]
+        vocabulary, theirs = self.student.config.text_config.vocab_size, self.teacher.says(own, wanted)
+        return divergence_alone(states, self.student.lm_head, vocabulary, theirs, self._divergence("logits"))
 
     def _switch_term(self, batch: Batch, tokens: Tensor, answers: Tensor, theirs: Hidden | TopK) -> Tensor:
         """L_switch: the teacher's answers (bool [B, N]) from P_switch(E_S), of [I, V, D_S], against its own."""

@@ -132,14 +132,28 @@ class Distribution(Config):
         return self.mixture or (EVEN if self.distance == "jsd" else SKEW)
 
 
+class OnPolicy(Config):
+    """Answers of the student's own to compare, as GKD (ICLR 2024, arXiv 2306.13649).
+
+    Attributes:
+        share: of the steps, drawn by chance, that compare them instead of the data's: GKD's lambda.
+        temperature: of their sampling; 0 takes the likeliest token.
+    """
+
+    share: Share = 0.5
+    temperature: NotNegative = 1.0
+
+
 class LogitsTerm(Distribution):
     """L_KL: the student's answers; reverse KL on the answer tokens is published (eq. 6).
 
     Attributes:
         tokens: `answer`, or `all` that are no padding: prompt, image and answer.
+        on_policy: in some steps, the student's own answers; None: always the data's.
     """
 
     tokens: Literal["answer", "all"] = "answer"
+    on_policy: OnPolicy | None = None
 
 
 class VisionLogitsTerm(Distribution):

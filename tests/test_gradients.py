@@ -84,6 +84,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "vision_logits": {"temperature": 2.0},
         "switch": {"distance": "jsd"},
     },
+    "on policy": {"logits": {"distance": "jsd", "on_policy": {"share": 1.0, "temperature": 0.0}}},
 }
 RELEASED = {  # facts of the authors' code
     "attention": {"block": "vision_text"},

@@ -77,6 +77,11 @@ class Teacher:
             states = torch.cat([known[key].float() for key in batch.keys])  # [A, D_T]
         return Hidden(states.to(head.weight.device, self._dtype), head)
 
+    @torch.no_grad()
+    def says(self, batch: Batch, wanted: Tensor) -> Hidden:
+        """`answers` of a batch that is no record's: nothing is kept of it."""
+        return Hidden(self._states(batch)[wanted], self.model.lm_head)
+
     def switched(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Last hidden states [B, N, D_T] when given vision tokens [I, V, D_T] stand in the place of the teacher's own;
         with a gradient to them."""
