@@ -45,7 +45,9 @@ def own_answers(
     writer = _Writer(student, batch, tokens, row, first)
     step, going = 0, torch.ones_like(row, dtype=torch.bool)  # [T], turns that have not ended
     while bool(going.any()):
-        chosen = _choose(student.lm_head(writer.states).float(), temperature, generator)  # [T]
+        logits = student.lm_head(writer.states).float()  # [T, vocabulary]
+        logits[:, student.config.image_token_id] = float("-inf")  # a placeholder is no answer: it would want a picture
+        chosen = _choose(logits, temperature, generator)  # [T]
         wanted[row[going], first[going] + step] = True
         ids[row[going], first[going] + step + 1] = chosen[going]
         step += 1
