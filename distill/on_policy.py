@@ -42,11 +42,12 @@ def own_answers(
     row, first = (said & ~torch.cat([edge, said[:, :-1]], 1)).nonzero(as_tuple=True)  # [T], turn after turn
     _, last = (said & ~torch.cat([said[:, 1:], edge], 1)).nonzero(as_tuple=True)  # [T]
     ids, wanted, length, end = batch.input_ids.clone(), torch.zeros_like(said), last - first + 1, labels[row, last]
+    placeholder = torch.tensor([student.config.image_token_id], device=labels.device)
     writer = _Writer(student, batch, tokens, row, first)
     step, going = 0, torch.ones_like(row, dtype=torch.bool)  # [T], turns that have not ended
     while bool(going.any()):
         logits = student.lm_head(writer.states).float()  # [T, vocabulary]
-        logits[:, student.config.image_token_id] = float("-inf")  # a placeholder is no answer: it would want a picture
+        logits = logits.index_fill(-1, placeholder, float("-inf"))  # it is no answer: it would want a picture
         chosen = _choose(logits, temperature, generator)  # [T]
         wanted[row[going], first[going] + step] = True
         ids[row[going], first[going] + step + 1] = chosen[going]
