@@ -89,7 +89,7 @@ def noise(artifacts: list[Path], out: Path, pairs: int, seconds: float, threads:
         for artifact in artifacts:
             result = measure(artifact, out, seconds, threads)
             runs[artifact.name].append(result)
-            print(f"run {number + 1} {artifact.name}: {_told(result, out)}", flush=True)
+            print(f"run {number + 1} {artifact.name}: {_told(result)}", flush=True)
     small = judged = 0
     for name, results in runs.items():
         apart = [_apart(a, b) for a, b in zip(results[::2], results[1::2], strict=True)]
@@ -111,14 +111,10 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> float | None:
     return 100 * (max(rates) / min(rates) - 1)
 
 
-def _told(result: dict[str, Any], out: Path) -> str:
-    left_out = len(json.loads((out / "local" / result["samples"]).read_text())["disturbed"]["ttft_ms"])
+def _told(result: dict[str, Any]) -> str:
     rate, others = result["decode_tok_s"], result["state"]["others_share"] or 0.0
     busy = "; the machine was busy" if result["state"]["busy"] else ""
-    return (
-        f"{rate['p50']:,.0f} tokens/s in {rate['n']} answers, {left_out} disturbed ones left out; others used "
-        f"{others:.1%} of the CPUs{busy}"
-    )
+    return f"{rate['p50']:,.0f} tokens/s in {rate['n']} answers; others used {others:.1%} of the CPUs{busy}"
 
 
 def overhead(artifact: Path, out: Path, pairs: int, seconds: float, threads: int) -> bool:

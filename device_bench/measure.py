@@ -1,13 +1,11 @@
 """Statistics of timings, and the latency pass that collects them."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from device_bench.telemetry import preemptions
 from vlm.config import Config
 from vlm.errors import UserError
 from vlm.runtimes.base import Runtime, Timings
@@ -101,22 +99,6 @@ def run_once(runtime: Runtime, work: Work) -> Timings:
         runtime.facts = facts
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Raw samples of a latency pass, in milliseconds, one per answer (`decode_ms`: one per step), and `prefill_tokens`.
-
-    Attributes:
-        samples: of the answers that count.
-        disturbed: of those during which the kernel gave one of our processors to somebody else: a thread that waits
-            for the one that lost its processor waits for a whole time slice, longer than a small model's answer takes.
-        busy: why disturbed answers count after all, or None.
-    """
-
-    samples: dict[str, list[float]]
-    disturbed: dict[str, list[float]]
-    busy: str | None
-
-
 def latency_pass(
     runtime: Runtime,
     work: Work,
@@ -124,36 +106,27 @@ def latency_pass(
     iterations: int,
     on_progress: Callable[[float], None],
     min_seconds: float = 0,
-) -> Timed:
-    """Time the request `iterations` times after `warmup` discarded ones, and on until `min_seconds` have passed."""
-    answers: list[tuple[Timings, bool]] = []
-    start = time.monotonic()
-    for index in itertools.count():
-        if index == warmup:
-            start = time.monotonic()
-        if index >= warmup + iterations and time.monotonic() - start >= min_seconds:
-            break
-        before = preemptions()
+) -> dict[str, list[float]]:
+    """Time the request `iterations` times after `warmup` discarded ones, and on until `min_seconds` have passed.
+
+    Returns:
+        Raw samples in milliseconds, one per iteration (`decode_ms`: one per decode step), and `prefill_tokens`.
+    """
+    samples: dict[str, list[float]] = {
+        name: [] for name in ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms")
+    }
+    for index in range(warmup):
+        run_once(runtime, work)
+        on_progress((index + 1) / (warmup + iterations))
+    start, done = time.monotonic(), 0
+    while done < iterations or time.monotonic() - start < min_seconds:
         timings = run_once(runtime, work)
-        if index >= warmup:
-            answers.append((timings, preemptions() > before))
-        on_progress(min(1.0, (index + 1) / (warmup + iterations)))
-    calm, disturbed = ([timings for timings, lost in answers if lost is which] for which in (False, True))
-    if len(calm) >= iterations or not disturbed:
-        return Timed(_samples(calm), _samples(disturbed), None)
-    busy = (
-        f"the machine was busy: during all but {len(calm)} of {len(answers)} timed answers another process or thread "
-        "took a processor away, so all count and the latencies are upper bounds"
-    )
-    return Timed(_samples([timings for timings, _ in answers]), _samples([]), busy)
-
-
-def _samples(answers: Sequence[Timings]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for name in ("preprocess_ms", "vision_ms", "prefill_ms", "prefill_tokens", "ttft_ms", "decode_ms"):
-        taken = (getattr(timings, name) for timings in answers)
-        found[name] = [round(ms, 4) for each in taken for ms in (each if isinstance(each, list) else [float(each)])]
-    return found
+        done += 1
+        on_progress(min(1.0, (warmup + done) / (warmup + iterations)))
+        for name, values in samples.items():
+            taken = getattr(timings, name)
+            values.extend(round(ms, 4) for ms in (taken if isinstance(taken, list) else [float(taken)]))
+    return samples
 
 
 def latency_stats(samples: dict[str, list[float]]) -> dict[str, Stats]:

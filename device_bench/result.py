@@ -16,7 +16,9 @@ from vlm.errors import CheckFailed, UserError
 from vlm.folders import sha256, write_atomic
 from vlm.manifest import MANIFEST, read_manifest
 
-CROWDED = 0.25
+# Of the processors' time. Threads of an engine wait for each other: one that loses its processor for a time slice of
+# some milliseconds costs a small model's whole answer, so that a tenth of a processor already moves the median.
+BUSY = 0.05
 EMULATED = "needs macOS: here the Core ML program is interpreted, which says nothing about its speed or memory"
 
 
@@ -107,11 +109,16 @@ class Recorder:
         self._values["load_ms"] = summarise(self._raw["load_ms"]).p50
 
     def _record_latency(self, found: dict[str, Any]) -> None:
-        self._raw |= {**found["samples"], "disturbed": found.get("disturbed", {})}
+        self._raw |= found["samples"]
         stats = latency_stats(found["samples"])
         self._values |= {name: value.model_dump() for name, value in stats.items()}
         before, after, share = found["before"], found["after"], found["others_share"]
-        busy = found.get("busy")
+        busy = None
+        if share is not None and share > BUSY:
+            busy = (
+                f"the machine was busy: during the latency pass other processes used {share:.1%} of its processors "
+                f"(more than {BUSY:.0%}), so the latencies are upper bounds"
+            )
         self._state = {"before": before, "after": after, "others_share": share, "busy": busy, **found.get("method", {})}
         self._notes += [busy] if busy else []
         if "energy" in found:
@@ -125,11 +132,6 @@ class Recorder:
             self._reasons["thermal"] = unreadable or "no thermal zone was readable before the latency pass"
         if share is None and "method" not in found:
             self._notes.append("no /proc/stat: how busy other processes kept the machine is unknown")
-        elif share is not None and share > CROWDED:
-            self._notes.append(
-                f"during the latency pass other processes used {share:.0%} of the machine's processors (more than "
-                f"{CROWDED:.0%}), so the latencies are upper bounds"
-            )
 
     def _record_sustained(self, found: dict[str, Any]) -> None:
         self._raw["sustained"] = found["raw"]

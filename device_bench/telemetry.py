@@ -6,7 +6,6 @@ Everything is read from /proc and /sys; what cannot be read is None, with the re
 import hashlib
 import os
 import platform
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +119,6 @@ def cpu_seconds(stat: str, cpus: list[int]) -> tuple[float, float]:
             total += user + nice + system + irq + softirq + steal + idle + iowait
     hertz = os.sysconf("SC_CLK_TCK")
     return busy / hertz, total / hertz
-
-
-def preemptions() -> int:
-    """How often the kernel has taken a processor from a thread of this process that wanted to go on."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class OtherLoad:

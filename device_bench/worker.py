@@ -97,10 +97,10 @@ def load(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
 def latency(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
     """Time the fixed request; notes the machine's state around it and how much of it others used."""
     work, state, others = _work(job), machine_state(), OtherLoad()
-    timed = latency_pass(
+    samples = latency_pass(
         runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"), job.min_seconds
     )
-    return {**vars(timed), "others_share": others.share(), "before": state, "after": machine_state()}
+    return {"samples": samples, "others_share": others.share(), "before": state, "after": machine_state()}
 
 
 def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:
