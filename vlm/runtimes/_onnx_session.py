@@ -20,14 +20,21 @@ LOAD_PROBLEMS = (
 )
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int, spins: bool = True) -> ort.InferenceSession:
     """Load a graph.
 
+    Args:
+        path: of the graph.
+        threads: of its own pool.
+        spins: whether idle threads of the pool keep their processors for a while. Only the pool that works most may:
+            another's would take the processors away from it, for whole time slices.
     Raises:
         UserError: the file is not there, damaged, or not for the installed version.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if not spins:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; warnings about unused constants say nothing to a user
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

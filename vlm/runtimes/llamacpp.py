@@ -50,7 +50,7 @@ class LlamaCppRuntime(Runtime):
         self._rows, self._row_type = table.data, table.tensor_type  # [vocabulary, bytes or values of a row]
         self._batch = _Batch(self.facts.context_length, manifest.hidden_size)
         self._vocabulary = manifest.vocab_size
-        self._vision = open_session(folder / VISION, threads)
+        self._vision = open_session(folder / VISION, threads, spins=False)
         self.reset()
 
     def encode_image(self, pixels: np.ndarray) -> VisionOutput:

@@ -104,9 +104,9 @@ class OnnxRuntime(Runtime):
     def __init__(self, folder: Path, threads: int) -> None:
         manifest = read_manifest(folder)
         self.folder, self.facts = folder, manifest.facts(folder)
-        self._vision, self._embedding, decoder = (
-            open_session(folder / file, threads) for file in (VISION, EMBEDDING, DECODER)
-        )
+        self._vision = open_session(folder / VISION, threads, spins=False)
+        self._embedding = open_session(folder / EMBEDDING, 1)  # a table's rows: nothing to share
+        decoder = open_session(folder / DECODER, threads)
         is_shared = "attention_mask" in {value.name for value in decoder.get_inputs()}
         self._cache = SharedCache(decoder, manifest) if is_shared else GrowingCache(decoder, manifest)
 
