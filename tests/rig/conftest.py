@@ -8,6 +8,7 @@ import pytest
 
 from device_bench.devices import open_device
 from device_bench.devices._remote import RemoteDevice
+from pocketvlm.console import ended_gently
 from tests.rig.rig import Rig, missing
 
 ENGINES = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "llamacpp": "gguf:f16"}
@@ -24,9 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The emulated device with adbd and sshd, and a PATH on which adb and ssh find it."""
+    """The emulated device with adbd and sshd, and a PATH on which adb and ssh find it.
+
+    A run that is ended from outside stops its servers and shows what it has found so far.
+    """
     rig = Rig(tmp_path_factory.mktemp("rig"))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ended_gently():
         for name, value in rig.environment.items():
             patch.setenv(name, value)
         try:
