@@ -17,7 +17,7 @@ GB = 1e9
 BASE_MEMORY, BASE_DISK, BASE_SECONDS = 1.2 * GB, 0.02 * GB, 15.0
 # Peak bytes per parameter: a float32 model is the reference of parity, and what Core ML's programs are interpreted with
 # away from macOS.
-PROVING = 4.5
+PROVING = 5.7
 # Seconds on two cores: per parameter and probe; per parameter of a 4-bit target that is rounded for its inputs.
 PROVING_SECONDS, GPTQ_SECONDS = 12 / GB, 240 / GB
 _HALF = ("coreml", "vulkan")  # ExecuTorch's presets by their delegates
@@ -36,8 +36,9 @@ class Forecast:
     def text(self) -> str:
         """One sentence: what it needs, what you have."""
         there = "an unknown amount of" if self.memory_there is None else f"{self.memory_there / GB:.1f} GB"
+        time = f"{self.seconds / 60:.0f} min" if self.seconds >= 60 else f"{self.seconds:.0f} s"
         return (
-            f"needs {self.memory / GB:.1f} GB RAM, {self.disk / GB:.2g} GB disk, about {self.seconds / 60:.0f} min "
+            f"needs {self.memory / GB:.1f} GB RAM, {self.disk / GB:.2g} GB disk, about {time} "
             f"on two cores; you have {there} RAM, {self.disk_there / GB:.0f} GB disk"
         )
 
