@@ -32,7 +32,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake(folder: Path, name: str, answers: dict[str, str], code: int = 0, stderr: str = "") -> None:
     """Write a program that prints the answer to the first key found in its arguments, and notes the arguments.
 
-    A script for the device's shell ends, as every one does, with a line that holds its mark and exit code.
+    A script for the device's shell begins with its mark and ends with a line that holds its mark and exit code.
     """
     script = folder / name
     script.write_text(
@@ -40,8 +40,9 @@ def fake(folder: Path, name: str, answers: dict[str, str], code: int = 0, stderr
         f"words = ' '.join(sys.argv[1:])\n"
         f"open({str(folder / 'calls')!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
         f"sys.stderr.write({stderr!r})\n"
-        f"print(next((text for key, text in {answers!r}.items() if key in words), ''))\n"
         f"mark = re.search('@[0-9a-f]{{16}}@', words)\n"
+        f"if mark: print(mark[0])\n"
+        f"print(next((text for key, text in {answers!r}.items() if key in words), ''))\n"
         f"absent = 'device-tree/comp' in words or 'kernel/arch' in words\n"
         f"if mark and not {code}: print('\\n' + mark[0], int(absent))\n"
         f"sys.exit({code})\n"

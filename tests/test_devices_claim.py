@@ -132,6 +132,17 @@ def test_two_logins_of_one_machine_never_have_it_both(link: ShellLink, tmp_path:
     first.take(60)
 
 
+def test_a_newcomers_short_look_does_not_end_the_bench_that_has_the_machine(link: ShellLink, tmp_path: Path) -> None:
+    first, second = login(link, tmp_path, 1000), login(link, tmp_path, 1001)
+    first.take(90)
+    end = Path(first.file).read_text().split()[2]
+    Path(second.file).write_text(f"abc elsewhere:1 {end}\n")  # it has taken its own and not yet looked at the first
+    first.take(90)
+    assert first.is_ours() and Path(first.file).exists()
+    with pytest.raises(UserError, match="in use"):
+        second.take(60)
+
+
 def test_of_two_logins_that_come_at_once_at_most_one_takes_the_machine(link: ShellLink, tmp_path: Path) -> None:
     def take(claim: Claim) -> bool:
         start.wait()

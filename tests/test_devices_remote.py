@@ -35,6 +35,12 @@ def test_exit_code_output_and_errors_of_a_script_are_kept_apart(link: ShellLink)
     assert (done.code, done.out, done.err) == (7, "out\n", "err\n")
 
 
+def test_what_a_logins_start_up_file_prints_is_no_output(link: ShellLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = link.command
+    monkeypatch.setattr(link, "command", lambda script: command(f"echo Welcome to Ubuntu\nprintf '>'\n{script}"))
+    assert link.output("echo", "1000") == "1000\n" and link.output("false") == ""
+
+
 def test_words_arrive_as_they_were_given(link: ShellLink) -> None:
     assert link.words("printf", "%s\\0", *NASTY).out.split("\0")[:-1] == NASTY
 

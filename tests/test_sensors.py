@@ -180,3 +180,5 @@ def test_memory_is_read_by_the_whole_name_of_its_line() -> None:
         "** MEMINFO in pid 1 [a] **\n App Summary\n TOTAL PSS: 10\n** MEMINFO in pid 2 [b] **\n App Summary\n TOTAL: 20"
     )
     assert memory.total_pss_kib(two, 2) == 20
+    unread = "** MEMINFO in pid 1 [a] **\n App Summary\n TOTAL PSS: 0 TOTAL RSS: 0\n"
+    assert isinstance(memory.total_pss_kib(unread), Absent)

@@ -1,5 +1,6 @@
 """What feeds a device, and what its services say where /sys is closed: the right battery or none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,25 @@ def test_tegrastats_stands_in_where_no_rail_is_readable(tmp_path: Path, monkeypa
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f"{value}\n")
     assert read(tmp_path / "c", {}).power_source == "hwmon VDD_IN"
+
+
+def moment(time_s: float, counter_mj: float | Absent, source: str) -> Reading:
+    """A reading of a phone on a charger whose battery draws 1 W."""
+    cool = Absent("not asked")
+    return Reading(time_s, cool, {}, cool, {}, {}, 1000.0, source, True, counter_mj)
+
+
+def test_energy_is_never_made_of_two_sources() -> None:
+    meter, none = "power stats CPU", Absent("the service was silent")
+    idle = [moment(0, 0.0, meter), moment(10, 10_000.0, meter)]
+    busy = [moment(time, 10_000.0 + 3000 * time, meter) for time in (10, 20, 30)]
+    assert not isinstance(energy(idle, busy, 12, 28, 1, 1), Absent)
+    for readings in (
+        [busy[0], replace(busy[1], counter_mj=none), busy[2]],
+        [replace(busy[0], counter_mj=100_000.0), *busy[1:]],
+        [replace(each, counter_mj=none, power_source="hwmon VDD_IN", power_mw=5000.0) for each in busy],
+    ):
+        assert isinstance(energy(idle, readings, 12, 28, 1, 1), Absent)
 
 
 def test_the_kernels_power_monitors_count_the_chips_rails_of_both(tmp_path: Path) -> None:

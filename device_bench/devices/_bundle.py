@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_bench.devices._build import key, make
-from device_bench.devices._recipe import ENGINES, RECORD, Processor, Recipe, recipe
+from device_bench.devices._recipe import ENGINES, OWN_RUNNERS, RECORD, Processor, Recipe, recipe
 from device_bench.sensors.base import Absent
 from vlm.errors import UserError
-from vlm.folders import cache_folder, sha256
+from vlm.folders import cache_folder, locked, sha256
 from vlm.runtimes._executorch_library import RUNNER as RUNNER_NAME
-
-OWN_RUNNERS = "POCKETVLM_RUNNERS"
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,12 @@ def bundle(engine: str, abi: str) -> Bundle:
     """
     how = recipe(engine, abi)
     folder = _folder(how)
-    if not (folder / RECORD).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
-            ready = make(Path(name), how)
-            shutil.rmtree(folder, ignore_errors=True)
-            ready.rename(folder)
+    with locked(folder.with_name(f"{folder.name}.lock")):  # several devices' benches may want it at once
+        if not (folder / RECORD).is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
+                ready = make(Path(name), how)
+                shutil.rmtree(folder, ignore_errors=True)
+                ready.rename(folder)
     return _open(folder, engine, how.processor)
 
 

@@ -5,7 +5,8 @@ the moment until which it counts on the device's own clock, and is renewed befor
 keeps nobody waiting for ever. A file that is there is replaced only by who could make the folder named after its
 holder, and after another look at it: of two who find it run out, one takes it. Whoever took it reads it back.
 Where several logins share a device, each has a file of its own that all can read, since nobody may replace another's.
-Whoever has taken its own then looks at all: of two logins at the same moment both may be refused, never none.
+Whoever has newly taken its own then looks at all: of two logins at the same moment both may be refused, never none.
+Whoever renews in time does not look: a newcomer sees that file, and must not end a bench by having one for a moment.
 """
 
 import errno
@@ -21,6 +22,9 @@ MARGIN_S = 300  # beyond what a pass may take, for what lies between two
 _TAKE = """
 umask 022
 now=$(date +%s); end=$((now+{seconds})); line="{token} {who} $end"; i=0
+held=; until=0; kept=
+read held who until 2>/dev/null <{file}
+[ "$held" = {token} ] && [ "${{until:-0}}" -gt "$now" ] && kept=1
 take() {{
 while [ $i -lt 30 ]; do
 i=$((i+1)); held=; who=; until=0
@@ -44,6 +48,7 @@ echo "${{held:-nobody}} ${{who:--}} 60"; return 3
 echo "$line" >{file}.{token}.new || exit 1
 take; code=$?; rm -f {file}.{token}.new
 [ $code = 0 ] || exit $code
+[ "$kept" ] && exit 0
 for other in {everybody}; do
 held=; who=; until=0
 [ "$other" = {file} ] || read held who until 2>/dev/null <"$other"

@@ -83,20 +83,21 @@ class Link(ABC):
         """Run a script to its end.
 
         Its exit code is printed behind its output: without that line the connection broke, whatever the program on this
-        machine says.
+        machine says. What a login's own start-up file prints comes before the first mark and is left out.
 
         Raises:
             Lost: the connection broke, or there was no answer in time.
         """
         mark = f"@{secrets.token_hex(8)}@"
-        whole = f"(\n{script}\n)\nprintf '\\n%s %s\\n' {quote(mark)} $?"
+        whole = f"echo {quote(mark)}\n(\n{script}\n)\nprintf '\\n%s %s\\n' {quote(mark)} $?"
         try:
             done = captured(self.command(whole), timeout_s)
         except subprocess.TimeoutExpired as error:
             raise Lost(f"no answer in {timeout_s:g} s") from error
         out, found, code = done.stdout.replace("\r\n", "\n").rpartition(f"\n{mark} ")
-        if not found or not code.strip().isdigit():
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        _, begun, out = out.partition(f"{mark}\n")
+        if not (begun and found) or not code.strip().isdigit():
+            said = (done.stderr.strip() or done.stdout.replace(mark, "").strip()).splitlines()
             raise Lost(said[-1] if said else "the connection closed")
         return Done(int(code), out, done.stderr)
 

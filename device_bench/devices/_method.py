@@ -121,8 +121,8 @@ def integral_mj(readings: Sequence[Reading], start_s: float, end_s: float) -> fl
     Args:
         readings: in order of time; they must reach from `start_s` to `end_s`, within two readings' distance.
     """
-    if not isinstance(counted := _counted(readings, start_s, end_s), Absent):
-        return counted
+    if not all(isinstance(reading.counter_mj, Absent) for reading in readings):
+        return _counted(readings, start_s, end_s)  # or nothing: beside it the power is another sensor's
     points = []
     for reading in readings:
         if isinstance(reading.power_mw, Absent):
@@ -187,6 +187,8 @@ def energy(
     resting = integral_mj(idle, idle[0].time_s, idle[-1].time_s)
     if isinstance(resting, Absent):
         return resting
+    if len(sources := sorted({reading.power_source for reading in (*idle, *busy)})) > 1:
+        return Absent(f"its source changed meanwhile: {', '.join(sources)}")
     idle_mw = resting / (idle[-1].time_s - idle[0].time_s)
     above = (used - idle_mw * (end_s - start_s)) / 1000
     if above <= 0:

@@ -43,6 +43,7 @@ ENGINES = {
     "llamacpp": Engine("onnxruntime", "onnxruntime/capi/libonnxruntime.so.*", needs_root=True),
 }
 RECORD = "bundle.json"
+OWN_RUNNERS = "POCKETVLM_RUNNERS"
 LLAMACPP_ROOT = "LLAMACPP_ROOT"
 PROCESSORS = {
     "arm64-v8a": Processor(
@@ -112,7 +113,10 @@ def recipe(engine: str, abi: str) -> Recipe:
     if engine not in ENGINES:
         raise UserError(f"engine {engine!r}: no runner for other devices; {', '.join(ENGINES)} have one. Export to it.")
     if abi not in PROCESSORS:
-        raise UserError(f"--abi {abi}: no bundle for this processor; {', '.join(PROCESSORS)} expected.")
+        raise UserError(
+            f"--abi {abi}: no bundle for this processor; {', '.join(PROCESSORS)} expected. For another, build the "
+            f"runner yourself (android_harness/README.md) and name the folder: {OWN_RUNNERS}=FOLDER."
+        )
     how, processor = ENGINES[engine], PROCESSORS[abi]
     version, compiler = _version(how), shutil.which(processor.compiler)
     if compiler is None:

@@ -78,13 +78,13 @@ class Sensors:
         globs += [f"bus/iio/devices/iio:device*/{name}" for name in _power.ODPM_FILES]
         paths = " ".join(f"{quote(system)}/{glob}" for glob in globs)
         # Only files that exist: dozens of names that do not would cost more than those that do.
-        self.find = f"for f in {paths}; do [ -r $f ] && printf '%s ' $f; done"
+        self.find = f'for f in {paths}; do [ -r "$f" ] && echo "$f"; done'
         self._files: str | None = None
         self._has_meter = self._asks_battery = self._asks_tegrastats = False
 
     def locate(self, link: Link) -> None:
         """Find out, once, which files there are."""
-        self._files = link.run(self.find).out.strip()
+        self._files = quote(*link.run(self.find).out.splitlines())
         if self._android:
             self._has_meter = _power.has_meter(link)
         found = self.read(0, link.run(self.script).out.splitlines())

@@ -134,9 +134,9 @@ class SshLink(Link):
         self.close()
 
     def _advice(self, stderr: str) -> str:
-        reason = stderr.strip().splitlines()[-1:] or ["no message from ssh"]
+        reason = (stderr.strip().splitlines() or ["no message from ssh"])[-1].strip().rstrip(".")
         step = next(
             (step for text, step in NEXT_STEP.items() if text in stderr), "Try by hand: ssh {user}@{host} -p {port}."
         )
         address = f"[{self.host}]:{self.port}" if self.port != 22 else self.host
-        return f"{reason[0].strip()} {step.format(user=self.user, host=self.host, port=self.port, address=address)}"
+        return f"{reason}. {step.format(user=self.user, host=self.host, port=self.port, address=address)}"

@@ -16,8 +16,6 @@ from vlm.errors import UserError
 TARGET = re.compile(
     r"(?P<user>[A-Za-z0-9_][\w.-]*)@(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?", re.ASCII
 )
-
-
 LOCK = ".pocketvlm-bench-{}.lock"
 
 

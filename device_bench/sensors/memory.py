@@ -43,4 +43,5 @@ def total_pss_kib(text: str, pid: int | None = None) -> int | Absent:
 
 def _matches(pattern: re.Pattern[str], lines: list[str]) -> list[int]:
     found = (pattern.fullmatch(line) for line in lines)
-    return [value for match in found if match and (value := integer(match[1])) is not None]
+    # Every process has memory: 0 is what the service prints where it may not read it.
+    return [value for match in found if match and (value := integer(match[1]))]
