@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vlm.errors import CheckFailed, UserError
 
@@ -79,6 +79,14 @@ def output_to(log: Path) -> Iterator[None]:
         for number, descriptor in enumerate(kept, 1):
             os.dup2(descriptor, number)
             os.close(descriptor)
+
+
+@contextmanager
+def kept_stdout() -> Iterator[IO[str]]:
+    """A second way to where stdout leads now, which `quietly` and `output_to` leave open."""
+    _flush()
+    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace") as stream:
+        yield stream
 
 
 @contextmanager

@@ -6,6 +6,7 @@ differ in anything but its arithmetic. NumPy only.
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,6 +120,7 @@ class Runtime(ABC):
         question: str,
         max_new_tokens: int = 64,
         vision: VisionOutput | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question greedily.
 
@@ -127,6 +129,7 @@ class Runtime(ABC):
             question: the human's words, without template.
             max_new_tokens: stop after so many tokens if the model does not.
             vision: a vision output computed before for this picture (then no vision time is counted).
+            on_text: told the answer so far after each token; no timing counts what it does.
         """
         timings = Timings()
         start = time.perf_counter()
@@ -141,7 +144,13 @@ class Runtime(ABC):
             raise UserError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.facts.context_length}. Shorten it."
             )
-        tokens = self.generate(ids, vision, min(max_new_tokens, self.facts.context_length - len(ids)), timings, start)
+        room = self.facts.context_length - len(ids)
+
+        def told(tokens: list[int]) -> None:
+            if on_text:
+                on_text(self.tokenizer.decode(tokens))
+
+        tokens = self.generate(ids, vision, min(max_new_tokens, room), timings, start, told)
         return Answer(self.tokenizer.decode(tokens), tokens, timings)
 
     def generate(
@@ -151,8 +160,12 @@ class Runtime(ABC):
         max_new_tokens: int,
         timings: Timings,
         start: float,
+        on_token: Callable[[list[int]], None] | None = None,
     ) -> list[int]:
-        """Prefill the prompt and decode greedily until the end token; fills `timings`, returns the new ids."""
+        """Prefill the prompt and decode greedily until the end token; fills `timings`, returns the new ids.
+
+        `on_token` is told the new ids so far, between the timed steps.
+        """
         before = time.perf_counter()
         self.reset()
         token = int(self.forward(self.prompt_embeds(ids, vision)).argmax())
@@ -162,6 +175,8 @@ class Runtime(ABC):
         tokens: list[int] = []
         while token != self.facts.eos_id:
             tokens.append(token)
+            if on_token:
+                on_token(tokens)
             if len(tokens) >= max_new_tokens:
                 break
             before = time.perf_counter()
