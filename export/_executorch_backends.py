@@ -8,14 +8,20 @@ from typing import Any
 
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-BACKENDS = ("coreml", "vulkan")  # precisions that name one: it computes in float16
+BACKENDS = ("coreml", "vulkan")  # presets that name one: it computes in float16
+
+
+def backend(precision: str) -> str | None:
+    """The accelerator that a precision's preset names, whatever its exceptions; None for XNNPACK alone."""
+    preset = precision.partition(",")[0]
+    return preset if preset in BACKENDS else None
 
 
 def partitioner(precision: str, method: str) -> Any:
     """The partitioner of a precision's method; libraries of other backends are imported only here."""
-    if precision == "coreml" and method == "vision_encoder":
+    if backend(precision) == "coreml" and method == "vision_encoder":
         return _coreml()
-    return _vulkan() if precision == "vulkan" else XnnpackPartitioner()
+    return _vulkan() if backend(precision) == "vulkan" else XnnpackPartitioner()
 
 
 def _coreml() -> Any:

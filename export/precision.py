@@ -23,14 +23,17 @@ def resolve(
         presets: the format's presets by name, each with all COMPONENTS.
         storages: what the format can store each component as.
     Raises:
-        UserError: an unknown preset, component or storage.
+        UserError: an unknown preset, component or storage, or a component given twice.
     """
     preset, *exceptions = text.split(",")
     _check("precision", preset, presets)
-    chosen = dict(presets[preset])
+    chosen, excepted = dict(presets[preset]), set()
     for exception in exceptions:
         component, _, storage = exception.partition("=")
         _check(f"precision {text!r}: component", component, storages)
+        if component in excepted:
+            raise UserError(f"precision {text!r}: {component} is given twice. Give it once.")
+        excepted.add(component)
         _check(f"precision {text!r}: storage of {component}", storage, storages[component])
         chosen[component] = storage
     return chosen

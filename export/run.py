@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from export.calibration import LayerInputs, calibration_embeddings
@@ -71,8 +72,8 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
     Returns:
         The artifacts' folders.
     Raises:
-        UserError: an unknown target, a damaged checkpoint, an engine that is not installed; more memory or disk needed
-            than there is, unless config.force.
+        UserError: an unknown target, a damaged checkpoint, an engine that is not installed; a context too short for the
+            probes; more memory or disk needed than there is, unless config.force.
         CheckFailed: an artifact is not the checkpoint's model; no folder of it is left.
     """
     targets = [parse_target(text) for text in config.targets]
@@ -141,8 +142,21 @@ def _open(folder: Path, config: ExportConfig) -> Checkpoint:
 
 def _trace(checkpoint: Checkpoint, config: ExportConfig) -> Source:
     probes = scene_probes(config.probes)
-    reference = TorchReference(TorchRuntime(with_weights(checkpoint, {})))
+    runtime = TorchRuntime(with_weights(checkpoint, {}))
+    reference = TorchReference(runtime)
     reference.close(probes)
+    traces = [reference.trace(probe) for probe in probes]
+    if not all(np.isfinite(trace.logits).all() for trace in traces):
+        raise UserError(
+            f"{checkpoint.folder}: not all logits are finite numbers: damaged weights, or training diverged."
+        )
+    prompts = [len(runtime.prompt(probe.question)) for probe in probes]
+    longest = max(prompt + len(trace.tokens) - 1 for prompt, trace in zip(prompts, traces, strict=True))
+    if longest > config.context_length:
+        raise UserError(
+            f"context_length={config.context_length}: parity's questions and answers take {longest} tokens, "
+            "vision tokens among them. Give at least so many with --context-length (export.context_length)."
+        )
     return Source(checkpoint, reference, probes)
 
 

@@ -1,6 +1,7 @@
 """Core ML: the saved programs, interpreted in NumPy, compute what the checkpoint computes and write their states."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,16 @@ def test_convolution_equals_torch(groups: int, kernel: int, stride: int, pad: in
 def test_damaged_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broken\.mlpackage"):
         Program(tmp_path / "broken.mlpackage")
+
+
+def test_damaged_program_is_named(tmp_path: Path) -> None:
+    package = tmp_path / "zeros.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (package / "Data" / "model.mlmodel").write_bytes(bytes(64))
+    index = {"rootModelIdentifier": "root", "itemInfoEntries": {"root": {"path": "model.mlmodel"}}}
+    (package / "Manifest.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"zeros\.mlpackage: not a complete \.mlpackage"):
+        Program(package)
 
 
 def test_runtime_says_that_it_is_emulated_and_imports_neither_torch_nor_transformers(artifact: Manifest) -> None:

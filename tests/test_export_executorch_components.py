@@ -54,9 +54,11 @@ def test_torchaos_tensor_holds_the_blocks_that_were_chosen() -> None:
     np.testing.assert_allclose(nibble_weight(weight, 32, None).dequantize().numpy(), blocks.dequantize(64))
 
 
-@pytest.mark.parametrize("backend", ["coreml", "vulkan"])
-def test_accelerators_get_a_program_that_says_it_was_never_run(backend: str, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(export_one(checkpoint, f"executorch:{backend}", tmp_path, ExportConfig(probes=1)))
+@pytest.mark.parametrize("precision", ["coreml", "vulkan", "coreml,decoder=8da4w", "vulkan,embedding=int8"])
+def test_accelerators_get_a_program_that_says_it_was_never_run(
+    precision: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(export_one(checkpoint, f"executorch:{precision}", tmp_path, ExportConfig(probes=1)))
     program = (tmp_path / manifest.name / "model.pte").read_bytes()
-    assert {"coreml": b"CoreMLBackend", "vulkan": b"VulkanBackend"}[backend] in program
+    assert (b"CoreMLBackend" if precision.startswith("coreml") else b"VulkanBackend") in program
     assert manifest.parity is None and any("never run" in note for note in manifest.notes)

@@ -1,9 +1,11 @@
 """The export stage leaves a complete and proven artifact, or none."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import export.parity
 import export.run
@@ -131,3 +133,19 @@ def test_a_wrong_target_stops_before_any_work(random_checkpoint: Path, tmp_path:
 def test_a_context_longer_than_the_models_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"context_length=1024.*at most 512"):
         run(CONFIG.model_copy(update={"context_length": 1024}), random_checkpoint, tmp_path)
+
+
+def test_a_context_too_short_for_the_probes_stops_before_any_work(random_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"context_length=40: .* take \d+ tokens"):
+        run(CONFIG.model_copy(update={"context_length": 40}), random_checkpoint, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_stop_before_any_work(random_checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(random_checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    next(weight for name, weight in weights.items() if name.endswith("down_proj.weight"))[0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"broken: not all logits are finite"):
+        run(CONFIG, broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

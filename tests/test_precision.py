@@ -24,6 +24,7 @@ def test_exceptions_change_only_the_components_they_name() -> None:
         ("int4,visoin=fp16", r"component 'visoin' is unknown\. Did you mean 'vision'"),
         ("int4,vision=int4", r"storage of vision 'int4' is unknown\. Did you mean 'int8'"),
         ("int4,vision", "no precision 'int4,vision': storage of vision was given. Known: fp32, fp16, int8"),
+        ("int4,vision=fp16,vision=int8", "vision is given twice"),
         ("", "no precision was given. Known: fp32, int4"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedConfig
 
-from export._executorch_backends import BACKENDS, partitioner
+from export._executorch_backends import backend, partitioner
 from export._executorch_lowering import COMPILE, forget, lower
 from export._executorch_modules import ByteEmbedding, CachedDecoder
 from export._executorch_rounding import byte_weight, nibble_weight
@@ -88,16 +88,16 @@ def write(
 
 def unproven(precision: str) -> str | None:
     """Why an artifact of this precision cannot be opened here to be compared; None where it can."""
-    if precision not in BACKENDS:
+    if (name := backend(precision)) is None:
         return None
-    return f"Lowered to {precision} and never run: this machine's ExecuTorch has no {precision} backend. No parity."
+    return f"Lowered to {name} and never run: this machine's ExecuTorch has no {name} backend. No parity."
 
 
 def _notes(checkpoint: Checkpoint, stored: dict[str, str]) -> list[str]:
     """What a user must know of the precisions in use."""
     if not _is_rounded(stored):
         return []
-    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] != "fp32"]
+    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] not in FLOATS]
     ragged = [name for name, layer, component in _linears(checkpoint) if _is_ragged(layer, stored[component])]
     return [
         f"The linear layers of {', '.join(rounded)} round their inputs to 8 bits per token as they run; everything but "

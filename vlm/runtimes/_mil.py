@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from vlm.errors import UserError
 from vlm.runtimes._mil_ops import OPERATIONS
@@ -60,7 +61,7 @@ def read_spec(package: Path) -> Any:
         index = json.loads((package / "Manifest.json").read_text())
         path = package / "Data" / index["itemInfoEntries"][index["rootModelIdentifier"]]["path"]
         spec = coremltools().proto.Model_pb2.Model.FromString(path.read_bytes())
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, DecodeError) as error:
         raise UserError(f"{package}: not a complete .mlpackage ({error}). Export the artifact again.") from error
     if not spec.HasField("mlProgram"):
         raise UserError(f"{package}: an ML program was expected, found {spec.WhichOneof('Type')}. Export it again.")

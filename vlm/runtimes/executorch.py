@@ -101,10 +101,10 @@ class ExecutorchRuntime(Runtime):
 
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, f"pocketvlm_{name}")(*arguments, self._error) != 0:
-            raise UserError(
-                f"{self.folder / MODEL}: {self._error.value.decode(errors='replace')}. Shorten the "
-                "prompt if it is too long, else export the artifact again."
-            )
+            path = self.folder / MODEL
+            found = self._error.value.decode(errors="replace").removeprefix(f"{path}: ")
+            step = "Shorten the prompt if it is too long, else e" if name == "forward" else "E"
+            raise UserError(f"{path}: {found}. {step}xport the artifact again.")
 
 
 def prepare() -> None:
