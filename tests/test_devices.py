@@ -77,6 +77,18 @@ def test_the_named_phone_is_the_one_that_is_asked(programs: Path) -> None:
     assert asked and all(line.startswith("['-s', 'S2'") for line in asked)
 
 
+def test_a_phone_that_nobody_named_is_not_mistaken_for_the_next_one(programs: Path) -> None:
+    fake(programs, "adb", devices("S1\tdevice"))
+    phone = open_device("adb")
+    phone.identify()
+    assert phone.folder_name == open_device("adb:S1").folder_name == "adb-S1"
+    fake(programs, "adb", devices("S2\tdevice"))
+    with pytest.raises(UserError, match=r"no device has serial number S1"):
+        phone.identify()
+    fake(programs, "adb", devices("S1\tdevice", "S2\tdevice"))
+    phone.identify()
+
+
 @pytest.mark.parametrize(
     ("spec", "rows", "expected"),
     [
@@ -85,7 +97,7 @@ def test_the_named_phone_is_the_one_that_is_asked(programs: Path) -> None:
         ("adb", ["S1\toffline"], ["offline", "adb kill-server"]),
         ("adb", ["S1\tno permissions (user in plugdev group); see [http://x]"], ["no permissions", "udev"]),
         ("adb", ["S1\tdevice", "S2\toffline"], ["several devices", "S1 (device), S2 (offline)", "--device adb:S1"]),
-        ("adb:R58N43", ["R58M43\tdevice"], ["no device has this serial", "Did you mean 'R58M43'", "Connected: R58M43"]),
+        ("adb:R58N43", ["R58M43\tdevice"], ["no device has serial", "Did you mean 'R58M43'", "Connected: R58M43"]),
         ("adb:S1", ["S1\tunheard-of"], ["unheard-of", "adb devices"]),
     ],
 )

@@ -36,8 +36,8 @@ class AdbLink(Link):
         self.serial = serial
 
     def check(self) -> None:
-        """Make sure that the device is connected, allowed and answers."""
-        self.serial = self._ready_serial()
+        """Make sure that the device is connected, allowed and answers; from then on it is this one and no other."""
+        self.serial = self._wanted = self._ready_serial()
         try:
             self.run("true")
         except Lost as error:
@@ -92,7 +92,7 @@ class AdbLink(Link):
         serial = self._wanted or next(iter(states))
         if serial not in states:
             hint = did_you_mean(serial, states)
-            raise UserError(f"--device {self.spec}: no device has this serial number.{hint} Connected: {known}.")
+            raise UserError(f"--device {self.spec}: no device has serial number {serial}.{hint} Connected: {known}.")
         if (state := states[serial]) != "device":
             step = next((step for name, step in NEXT_STEP.items() if state.startswith(name)), "Look at: adb devices.")
             raise UserError(f"--device {self.spec}: {serial} is in state {state!r}, 'device' is expected. {step}")

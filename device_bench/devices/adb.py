@@ -5,7 +5,7 @@ import re
 from device_bench.devices._adb_link import NETWORK_SERIAL, AdbLink
 from device_bench.devices._emulated import is_emulated
 from device_bench.devices._remote import RemoteDevice
-from device_bench.devices.base import memory_mb
+from device_bench.devices.base import as_folder, memory_mb
 from device_bench.sensors import properties
 from device_bench.sensors.base import known
 from device_bench.telemetry import Identity, device_id
@@ -24,6 +24,11 @@ class AdbDevice(RemoteDevice):
     def __init__(self, serial: str) -> None:
         super().__init__(AdbLink(serial))
         self._fixed_clocks = False
+
+    @property
+    def folder_name(self) -> str:
+        """The phone's own, whether the user has named it or not: the next one must not replace its results."""
+        return as_folder(f"adb:{self.serial}")
 
     def root(self) -> str:
         """The folder on the device that is ours."""

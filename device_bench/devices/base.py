@@ -17,6 +17,11 @@ def within(on_progress: Progress, start: float, total: float, width: float = 1, 
     return lambda done, text: on_progress((start + width * done) / total, prefix + text)
 
 
+def as_folder(spec: str) -> str:
+    """A device's specification as the name of a folder."""
+    return "".join(char if char.isalnum() or char in "._-" else "-" for char in spec)
+
+
 class Device(ABC):
     """One place where artifacts run; `spec` is how the user names it on the command line."""
 
@@ -26,7 +31,7 @@ class Device(ABC):
     @property
     def folder_name(self) -> str:
         """`spec` as the name of a folder."""
-        return "".join(char if char.isalnum() or char in "._-" else "-" for char in self.spec)
+        return as_folder(self.spec)
 
     @abstractmethod
     def identify(self) -> Identity:
