@@ -2,8 +2,9 @@
 `python -m benchmarks.measuring_noise ARTIFACT...`
 
 Noise: `pocketvlm bench` measures every artifact twice per pair, the artifacts in turn, so that the two runs of a pair
-are as far apart as two benches. Telemetry: the processor time of the loop that reads this machine's sensors once a
-second, and the decode rate with that loop against without it, in turn.
+are as far apart as two benches. Telemetry: the processor time of the loop that reads a board's sensors once a second,
+and the decode rate with that loop against without it, in turn. The sensors are files as a Jetson Orin has them: this
+machine may have none. What a phone's dumpsys costs can only be measured on a phone.
 Exit code 1 where fewer than nine of ten pairs lie within 3 %, or telemetry takes more than 1 % of a processor.
 """
 
@@ -26,6 +27,7 @@ from device_bench.config import BenchConfig
 from device_bench.devices._link import Link
 from device_bench.devices._sensors import Sensors
 from device_bench.run import bench_one
+from device_bench.sensors.cpus import FILES as CLOCKS
 
 WITHIN = 3.0  # percent
 SHARE = 0.9  # of the pairs
@@ -60,10 +62,25 @@ def measure(artifact: Path, out: Path, seconds: float, threads: int) -> dict[str
     return result
 
 
+def board(system: Path) -> None:
+    """Write a /sys of eight processors, nine thermal zones and three rails."""
+    files: dict[str, object] = {"class/hwmon/hwmon0/name": "ina3221"}
+    files |= {f"devices/system/cpu/cpu{cpu}/cpufreq/{name}": 2_201_600 for cpu in range(8) for name in CLOCKS}
+    for zone in range(9):
+        place = f"class/thermal/thermal_zone{zone}"
+        files |= {f"{place}/type": "cpu-thermal", f"{place}/temp": 45_000}
+    for rail, label in enumerate(("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), start=1):
+        place = "class/hwmon/hwmon0"
+        files |= {f"{place}/in{rail}_label": label, f"{place}/in{rail}_input": 5000, f"{place}/curr{rail}_input": 800}
+    for name, value in files.items():
+        (system / name).parent.mkdir(parents=True, exist_ok=True)
+        (system / name).write_text(f"{value}\n")
+
+
 @contextmanager
-def telemetry(interval_s: float = 1.0) -> Iterator[dict[str, float]]:
+def telemetry(system: Path, interval_s: float = 1.0) -> Iterator[dict[str, float]]:
     """Read the sensors once per interval meanwhile; afterwards the dictionary holds what that cost in percent."""
-    sensors, link, found = Sensors(android=False), Here(), {"percent": 0.0}
+    sensors, link, found = Sensors(android=False, system=str(system)), Here(), {"percent": 0.0}
     sensors.locate(link)
     script = f"while :; do cat /proc/uptime; {sensors.script}; sleep {interval_s}; done"
     before, start = children_s(), time.monotonic()
@@ -119,12 +136,13 @@ def _told(result: dict[str, Any]) -> str:
 
 def overhead(artifact: Path, out: Path, pairs: int, seconds: float, threads: int) -> bool:
     """Print what telemetry costs; whether that is little enough."""
-    with telemetry() as alone:
+    board(system := out / "sys")
+    with telemetry(system) as alone:
         time.sleep(10 * seconds)
     ratios = []
     for _ in range(pairs):
         without = measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"]
-        with telemetry():
+        with telemetry(system):
             ratios.append(measure(artifact, out, seconds, threads)["decode_tok_s"]["p50"] / without)
     change = 100 * (statistics.median(ratios) - 1)
     print(f"telemetry: {alone['percent']:.2f} % of one processor; decode rate {change:+.1f} % (median of {pairs})")
