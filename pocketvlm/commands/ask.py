@@ -54,7 +54,7 @@ def ask(
 
 
 def writer(terminal: IO[str]) -> Callable[[str], None]:
-    """Return what writes the new part of a text that grows; a character of several tokens is held back until it is whole."""
+    """Return what writes a growing text's new part; a character of several tokens is held back until it is whole."""
     written = 0
 
     def show(text: str) -> None:
