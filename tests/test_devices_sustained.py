@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from device_bench.devices import _rules
+from device_bench.devices._process import Interrupted
 from tests.test_devices_bench import Board, artifact, bench, board
 from vlm.errors import CheckFailed
 
@@ -26,6 +28,31 @@ def test_a_sustained_run_on_a_device_that_stays_hot_is_invalid(
     monkeypatch.setattr("device_bench.devices._rules.cool_down", at_first_cool())
     with pytest.raises(CheckFailed, match=r"before the sustained run: 70\.0 degrees found, at most 60 wanted"):
         bench(artifact, sustained_s=0.1)
+
+
+@pytest.mark.parametrize("kind", ["latency", "sustained"])
+def test_a_timed_pass_that_a_restart_cut_short_begins_anew_with_its_cool_down(
+    board: Board, artifact: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    happened: list[str] = []
+    once, cool = board._run_once, _rules.cool_down
+
+    def restarting(job: Any, *words: Any) -> None:
+        if job.kind == kind:
+            happened.append(kind)
+        if happened.count(kind) == 1 and job.kind == kind:
+            raise Interrupted
+        once(job, *words)
+
+    def gate(*words: Any) -> Any:
+        happened.append("gate")
+        return cool(*words)
+
+    monkeypatch.setattr(board, "_run_once", restarting)
+    monkeypatch.setattr(_rules, "cool_down", gate)
+    result = bench(artifact, sustained_s=0.1)
+    first = happened.index(kind)
+    assert result["valid"] is True and happened[first - 1 : first + 3] == ["gate", kind, "gate", kind]
 
 
 def at_first_cool() -> Any:

@@ -83,10 +83,6 @@ class Watching:
         """What the device does once a second."""
         return self._sensors.script if self._sensors else ":"
 
-    def restart(self) -> None:
-        """The pass begins anew."""
-        self.readings.clear()
-
     def on_results(self, results: Results) -> None:
         """Called after every line of results."""
         done = len(results.replies)
@@ -106,10 +102,6 @@ class Weighing(Watching):
     def __init__(self, on_progress: Progress, text: str, total: int) -> None:
         super().__init__(on_progress, text, total)
         self._kib: list[int | Absent] = []
-
-    def restart(self) -> None:
-        """The pass begins anew."""
-        self._kib.clear()
 
     def on_reading(self, uptime_s: float, lines: list[str]) -> None:
         """Called with what meminfo printed."""

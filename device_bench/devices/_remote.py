@@ -130,8 +130,12 @@ class RemoteDevice(Device):
         """Run one pass in a fresh process of the runner."""
         whole = _passes.Job(**job, log=log, timeout_s=timeout_s)
         longest = MARGIN_S + timeout_s + whole.sustained_s + whole.idle_s + whole.cool_s
-        self.again(lambda: self.claim.take(longest))
-        found = self.again(lambda: _passes.PASSES[whole.kind](self, whole, on_progress))
+
+        def begin() -> dict[str, Any]:
+            self.claim.take(longest)
+            return _passes.PASSES[whole.kind](self, whole, on_progress)
+
+        found = self.again(begin)
         imported = dict.fromkeys(FORBIDDEN, False)
         return {"engine": self._bundle.engine, "emulated": False, "imported": imported, **found}
 
@@ -153,17 +157,16 @@ class RemoteDevice(Device):
     ) -> Results:
         """Run the runner over some requests to the end, over breaks of the connection and restarts of the device.
 
-        What was answered before a break is not asked again.
+        In the accuracy pass, what was answered before a break is not asked again.
 
         Raises:
+            Lost: another pass was cut short; half a measurement is none, and after a restart the device is neither cool
+                nor in the state that was recorded, so that all of the pass must begin anew.
             UserError: the device does not come back, or is full.
             CheckFailed: the runner failed or took too long; the message names the log.
         """
         results = Results()
         for _ in range(BREAKS):
-            if job.kind != "accuracy":
-                results = Results()  # a half of a measurement is none
-                watch.restart()
             answered = {reply.id for reply in results.replies}
             left = [request for request in ask if request.id not in answered]
             if ask and not left:
@@ -176,6 +179,8 @@ class RemoteDevice(Device):
                 self.link.wait()
             except Interrupted:
                 self.again(self._bring)  # a restart may have taken files away too
+            if job.kind != "accuracy":
+                raise Lost(f"the {job.kind} pass was cut short")
         raise UserError(f"--device {self.spec}: the connection broke {BREAKS} times. Check the cable or the network.")
 
     def _run_once(
