@@ -1,6 +1,5 @@
 """What Android's services add to a bench: a runner's proportional memory, and energy where nothing measures it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from tests.test_devices_bench import Board, artifact, bench, board
 
 __all__ = ["artifact", "board"]
 
+SHELL = 2000
 THERMAL = """Thermal Status: 0
 HAL Ready: true
 Current temperatures from HAL:
@@ -43,6 +43,13 @@ esac
 """
 
 
+def be(board: Board, user: int) -> None:
+    """Whose processes adb starts."""
+    program = board.folder / "services" / "id"
+    program.write_text(f"#!/bin/sh\necho {user}\n")
+    program.chmod(0o755)
+
+
 @pytest.fixture
 def phone(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
     """The board as a phone with Android's services, without a readable sensor in /sys."""
@@ -50,8 +57,9 @@ def phone(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
     services.mkdir()
     (services / "thermalservice").write_text(THERMAL)
     (services / "battery").write_text(BATTERY)
-    (services / "dumpsys").write_text(DUMPSYS.format(folder=services, user=os.getuid()))
+    (services / "dumpsys").write_text(DUMPSYS.format(folder=services, user=SHELL))
     (services / "dumpsys").chmod(0o755)
+    be(board, SHELL)
     monkeypatch.setenv("PATH", str(services), prepend=":")
     monkeypatch.setattr(board, "android", True)
     board.kind = "phone"
@@ -79,10 +87,16 @@ def test_a_board_has_no_pss_and_says_why(board: Board, artifact: Path) -> None:
 def test_energy_that_nothing_measures_is_estimated_and_called_so(phone: Board, artifact: Path) -> None:
     result = bench(artifact)
     found = result["energy_j"]
-    assert found["source"] == f"batterystats: Android's model of what user {os.getuid()} used, not a measurement"
+    assert found["source"] == f"batterystats: Android's model of what user {SHELL} used, not a measurement"
     answers = result["ttft_ms"]["n"]
     assert 0 < found["value"] <= 3.6 * 4 / answers and found["idle_w"] is None
     assert found["per_token_j"] == pytest.approx(found["value"] / 5)
+
+
+def test_what_root_used_is_no_estimate(phone: Board, artifact: Path) -> None:
+    be(phone, 0)
+    result = bench(artifact)
+    assert result["energy_j"] is None and "the whole system's: adb unroot" in result["reasons"]["energy_j"]
 
 
 def test_an_estimate_needs_a_battery_that_was_used() -> None:

@@ -11,6 +11,7 @@ from device_bench.sensors.battery import battery, power_use
 STATISTICS = "dumpsys batterystats 2>/dev/null | sed -n '/Estimated power use/,/^ *$/p'"
 SOURCE = "batterystats: Android's model of what user {} used, not a measurement"
 JOULES_PER_MAH_AND_VOLT = 3.6
+ROOT = "0"  # to whom the kernel and half of the system belong, too
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Used:
     def now(cls, link: Link) -> "Used":
         """Ask the device."""
         user = link.output("id", "-u").strip()
+        if user == ROOT:
+            return cls(user, Absent("adb is root, whose use is the whole system's: adb unroot"), Absent("not asked"))
         used = power_use(link.run(STATISTICS).out).by_uid.get(user)
         missing = Absent(f"batterystats says nothing of user {user}")
         return cls(user, missing if used is None else used, battery(link.output("dumpsys", "battery")).voltage_mv)
