@@ -19,6 +19,8 @@ import typer
 
 from benchmarks.random_checkpoint import make
 from export.config import ExportConfig
+from export.precision import COMPONENTS
+from export.rounding import component
 from export.run import parse_target, write_artifact
 from export.source import open_checkpoint
 from vlm.models.checkpoint import Checkpoint
@@ -40,12 +42,6 @@ BITS = {
     "executorch": {"8da4w": 4.5, "8da4w-128": 4.125, "8da8w": 8.0, "int8": 8.0, "fp32": 32.0},
     "coreml": {"int4": 4.5, "fp16": 16.0},
     "gguf": {"q4_0": 4.5, "q6_k": 6.5625, "f16": 16.0},
-}
-PARTS = {
-    "model.vision_tower.": "vision",
-    "model.multi_modal_projector.": "projector",
-    "model.language_model.embed_tokens.": "embedding",
-    "lm_head.": "head",
 }
 
 
@@ -74,11 +70,11 @@ class Row:
 
 def counts(checkpoint: Checkpoint) -> dict[str, int]:
     """Parameters of each component; of the vision tower, those that are read."""
-    found = dict.fromkeys((*PARTS.values(), "decoder"), 0)
+    found = dict.fromkeys(COMPONENTS, 0)
     layer = checkpoint.model.config.vision_feature_layer
     unread = ".layers.23." if layer == -2 else ".none."  # CLIP-L has 24 layers, and hidden_states[-2] is read
     for name, parameter in checkpoint.model.named_parameters():
-        part = next((value for prefix, value in PARTS.items() if name.startswith(prefix)), "decoder")
+        part = component(name)
         if part != "vision" or (unread not in name and "post_layernorm" not in name):
             found[part] += parameter.numel()
     return found

@@ -19,11 +19,11 @@ from export.formats.base import Written
 from export.parity import TorchReference, climb
 from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
+from export.rounding import check_rounding
 from export.source import open_checkpoint, release_heap, with_weights
-from vlm.bars import rounding_bar
 from vlm.errors import CheckFailed, UserError, install_hint
 from vlm.folders import finished_folder
-from vlm.manifest import Manifest, Parity, artifact_folder, list_files
+from vlm.manifest import Manifest, Parity, Precision, artifact_folder, list_files
 from vlm.models.checkpoint import Checkpoint
 from vlm.registry import load
 from vlm.runtimes import open_runtime
@@ -174,7 +174,7 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
                 _WRITTEN,
                 f"{target.name}: {manifest.bytes / 2**20:.1f} MiB; comparing with torch on {len(source.probes)} probes",
             )
-            parity = _prove(source, target, folder, config)
+            parity = _prove(source, target, folder, config, manifest.precisions)
             manifest.model_copy(update={"parity": parity}).write(folder)
             if not parity.passed and not config.allow_drift:
                 raise CheckFailed(_failure(target, parity))
@@ -216,10 +216,10 @@ def _unproven(target: Target) -> str | None:
     return reason
 
 
-def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -> Parity:
+def _prove(source: Source, target: Target, folder: Path, config: ExportConfig, stored: Precision) -> Parity:
     weights = target.module.dequantized(source.checkpoint, target.precision, folder)
     if weights is not None and not config.allow_drift:
-        _check_rounding(source.checkpoint, weights, target)
+        check_rounding(source.checkpoint, weights, stored, target.name)
     rounded = None if weights is None else TorchReference(TorchRuntime(with_weights(source.checkpoint, weights)))
     if rounded:
         del weights
@@ -230,23 +230,6 @@ def _prove(source: Source, target: Target, folder: Path, config: ExportConfig) -
     finally:
         runtime.close()
     return parity.model_copy(update={"allowed_drift": config.allow_drift and not parity.passed})
-
-
-def _check_rounding(checkpoint: Checkpoint, weights: dict[str, torch.Tensor], target: Target) -> None:
-    """Bind the written weights to the checkpoint's: parity is judged on the former, which a quantizer may spoil.
-
-    Raises:
-        CheckFailed: a matrix is further from the checkpoint than its precision explains.
-    """
-    state, bar = checkpoint.model.state_dict(), rounding_bar(target.precision)
-    for name, weight in weights.items():
-        exact = state[name].float()
-        error = float((weight.float() - exact).norm() / exact.norm().clamp(min=1e-12))
-        if not error <= bar:
-            raise CheckFailed(
-                f"{target.name}: {name} as written differs from the checkpoint by {error:.3f} of its norm, at most "
-                f"{bar} expected of {target.precision}. Writing or reading back is wrong; see export/formats/."
-            )
 
 
 def _manifest(checkpoint: Checkpoint, target: Target, written: Written, folder: Path, config: ExportConfig) -> Manifest:

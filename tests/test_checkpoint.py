@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.run import _check_rounding, parse_target
+from export.rounding import check_rounding
 from vlm.errors import CheckFailed, UserError
+from vlm.manifest import Precision
 from vlm.models.checkpoint import load_checkpoint
 
 
@@ -22,11 +23,21 @@ def test_missing_tensors_are_listed_not_made_up(random_checkpoint: Path, tmp_pat
 
 
 def test_a_quantizer_that_scales_is_caught(random_checkpoint: Path) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed")
     checkpoint = load_checkpoint(random_checkpoint)
+    stored = Precision(vision="int8", projector="int8", embedding="int4", decoder="int4")
     name, exact = "lm_head.weight", checkpoint.model.lm_head.weight.detach()
     rounded = exact + 0.05 * exact.std() * torch.randn_like(exact)
-    target = parse_target("onnx:int4")
-    _check_rounding(checkpoint, {name: rounded}, target)
+    check_rounding(checkpoint, {name: rounded}, stored, "it")
     with pytest.raises(CheckFailed, match=name):
-        _check_rounding(checkpoint, {name: 3 * rounded}, target)
+        check_rounding(checkpoint, {name: 3 * rounded}, stored, "it")
+
+
+def test_a_component_is_held_to_its_own_storage(random_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(random_checkpoint)
+    stored = Precision(vision="int8", projector="int8", embedding="int4", decoder="int4")
+    name = next(n for n, p in checkpoint.model.named_parameters() if n.startswith("model.multi_modal_") and p.ndim == 2)
+    exact = checkpoint.model.get_parameter(name).detach()
+    rounded = exact + 0.05 * exact.std() * torch.randn_like(exact)
+    with pytest.raises(CheckFailed, match=rf"{name}.*at most 0\.03 expected of int8"):
+        check_rounding(checkpoint, {name: rounded}, stored, "it")
+    check_rounding(checkpoint, {name: rounded}, stored.model_copy(update={"projector": "int4"}), "it")
