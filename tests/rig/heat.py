@@ -57,8 +57,9 @@ class Heat:
         return v0 + (v1 - v0) * (moment - t0) / (t1 - t0)
 
     def _follow(self, over: threading.Event) -> None:
-        now, used, spent = _uptime(), (self._used_mj or [0.0])[-1], self._spent()
-        while not over.wait(STEP_S):
+        now, used, spent, ended = _uptime(), (self._used_mj or [0.0])[-1], self._spent(), False
+        while not ended:
+            ended = over.wait(STEP_S)  # the last step reaches beyond all that was read meanwhile
             before, now = now, _uptime()
             earlier, spent = spent, self._spent()
             step = now - before
