@@ -45,6 +45,7 @@ PACKAGES = (
     ("ml_dtypes", "ml_dtypes", "export", ("onnx",)),
     ("coremltools", "coremltools", "coreml", ("coreml",)),
     ("threadpoolctl", "threadpoolctl", "coreml", ("coreml",)),
+    ("protobuf", "google.protobuf", "coreml", ("coreml",)),
     ("gguf", "gguf", "llamacpp", ("gguf",)),
     ("llama-cpp-python", "llama_cpp", "llamacpp", ("gguf",)),
     ("pyarrow", "pyarrow", "eval", ()),
@@ -120,10 +121,17 @@ def _packages(formats: set[str] | None) -> list[Finding]:
 
 
 def _package(name: str, module: str, extra: str, needed_by: tuple[str, ...], formats: set[str] | None) -> Finding:
-    if importlib.util.find_spec(module) is not None:
+    if _installed(module):
         return Finding("package", name, "ok", _version(name))
     needed = formats is not None and (name in DISTILLING or bool(formats & set(needed_by)))
     return Finding("package", name, "missing" if needed else "note", "not installed", _installing(extra))
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def _installing(extra: str) -> str:

@@ -274,6 +274,7 @@ def test_every_command_takes_an_end_from_outside_for_an_interruption(
     call: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     cleaned = []
+    before = signal.signal(number, signal.SIG_DFL)  # nohup may have ignored it for the tests themselves
 
     def command(**_: object) -> None:
         try:
@@ -282,6 +283,9 @@ def test_every_command_takes_an_end_from_outside_for_an_interruption(
             cleaned.append(True)
 
     monkeypatch.setattr(cli, "app", command)
-    code, _, err = call("run")
+    try:
+        code, _, err = call("run")
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert (code, cleaned) == (130, [True]) and "type the same command again" in err
-    assert signal.getsignal(number) is signal.SIG_DFL
