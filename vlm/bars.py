@@ -12,8 +12,8 @@ FLOAT_BARS = {"fp32": 0.9999, "fp16": 0.999, "f16": 0.999}
 QUANTIZED_BAR = 0.998
 # Points of accuracy an artifact may lose against the torch student: 8 bits or wider, and 4 bits.
 WIDE_BAR, FOUR_BIT_BAR = -0.5, -1.0
-# Norm of the rounding error of a matrix over the matrix's norm: 4 bits in blocks of 32 give about 0.1, 5 and 6 bits 0.05,
-# 8 bits 0.01.
+# Norm of the rounding error of a matrix over the matrix's norm: 4 bits in blocks of 32 give about 0.1, 5 and 6 bits
+# 0.05, 8 bits 0.01.
 FLOAT_ROUNDING, WIDE_ROUNDING, FIVE_BIT_ROUNDING, FOUR_BIT_ROUNDING = 0.001, 0.03, 0.1, 0.2
 _FOUR_BIT, _FIVE_BIT = re.compile(r"int4|q4|4w|pal4"), re.compile(r"q[56]")
 
