@@ -26,6 +26,22 @@ def another(link: ShellLink, root: Path) -> Claim:
     return claim
 
 
+def took(claims: list[Claim]) -> list[bool]:
+    """Which of several that come at the same moment take the device."""
+    start = threading.Barrier(len(claims))
+
+    def takes(claim: Claim) -> bool:
+        start.wait()
+        try:
+            claim.take(60)
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(claims)) as pool:
+        return list(pool.map(takes, claims))
+
+
 def test_a_second_bench_is_told_who_has_the_device_until_the_first_is_done(link: ShellLink, tmp_path: Path) -> None:
     first, second = another(link, tmp_path / "x"), Claim(link, str(tmp_path / "x.lock"))
     first.take(90)
@@ -51,22 +67,12 @@ def test_a_claim_that_has_run_out_is_taken_over_and_its_owner_is_told(link: Shel
 def test_of_several_that_find_the_device_free_at_once_one_takes_it(
     link: ShellLink, tmp_path: Path, before: str | None
 ) -> None:
-    def take(claim: Claim) -> bool:
-        start.wait()
-        try:
-            claim.take(60)
-        except UserError:
-            return False
-        return True
-
     for attempt in range(10):
         claims = [another(link, tmp_path / f"x{attempt}") for _ in range(4)]
         if before:
             Path(claims[0].file).write_text(before)
-        start = threading.Barrier(len(claims))
-        with ThreadPoolExecutor(len(claims)) as pool:
-            took = list(pool.map(take, claims))
-        assert took.count(True) == 1 and [claim.is_ours() for claim in claims] == took
+        winners = took(claims)
+        assert winners.count(True) == 1 and [claim.is_ours() for claim in claims] == winners
         assert [path.name for path in tmp_path.glob(f"x{attempt}.lock*")] == [f"x{attempt}.lock"]
 
 
@@ -144,17 +150,8 @@ def test_a_newcomers_short_look_does_not_end_the_bench_that_has_the_machine(link
 
 
 def test_of_two_logins_that_come_at_once_at_most_one_takes_the_machine(link: ShellLink, tmp_path: Path) -> None:
-    def take(claim: Claim) -> bool:
-        start.wait()
-        try:
-            claim.take(60)
-        except UserError:
-            return False
-        return True
-
     for _ in range(10):
-        start, both = threading.Barrier(2), [login(link, tmp_path, user) for user in (1000, 1001)]
-        with ThreadPoolExecutor(2) as pool:
-            assert list(pool.map(take, both)).count(True) <= 1
+        both = [login(link, tmp_path, user) for user in (1000, 1001)]
+        assert took(both).count(True) <= 1
         for claim in both:
             claim.release()
