@@ -1,9 +1,13 @@
-"""What this machine has left for a program: cores, memory and disk."""
+"""What this machine has left for a program, cores, memory and disk, and how a program keeps memory it has had."""
 
+import ctypes
 import os
 import platform
 import shutil
 from pathlib import Path
+
+# glibc's <malloc.h>: parameter of mallopt -> bytes
+KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
 
 
 def cores() -> int:
@@ -32,3 +36,14 @@ def free_disk(folder: Path) -> int:
     """Free bytes where `folder` is or will be."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
+
+
+def keep_freed_memory() -> None:
+    """Keep freed blocks in this process for the next allocation, where the C library is glibc.
+
+    By itself it returns a large block to the kernel when it is freed and is given it back page by page, each one
+    cleared: a training step allocates and frees all its activations, and spends a good part of its time so.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter, size in KEEP.items() if mallopt else ():
+        mallopt(parameter, size)
