@@ -6,7 +6,7 @@ import platform
 import shutil
 from pathlib import Path
 
-# glibc's <malloc.h>: parameter of mallopt -> bytes
+# Parameters of glibc's mallopt (<malloc.h>) -> bytes
 KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
 
 
@@ -41,9 +41,10 @@ def free_disk(folder: Path) -> int:
 def keep_freed_memory() -> None:
     """Keep freed blocks in this process for the next allocation, where the C library is glibc.
 
-    By itself it returns a large block to the kernel when it is freed and is given it back page by page, each one
-    cleared: a training step allocates and frees all its activations, and spends a good part of its time so.
+    By itself it returns what is freed at the end of a training step to the kernel, and is given it back in the next
+    one, page by page, each one cleared.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, size in KEEP.items() if mallopt else ():
-        mallopt(parameter, size)
+    if mallopt is not None:
+        for parameter, size in KEEP.items():
+            mallopt(parameter, size)
