@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.runner_jobs import answers
 from vlm.errors import UserError
 from vlm.runtimes._executorch_library import HARNESS, find_sdk
 
@@ -72,19 +73,18 @@ def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_java_gets_the_answers_of_the_runner_and_its_exit_codes(
     java: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from tests.executorch_artifacts import artifact_folder
-    from tests.test_android_harness import run, tokens_of
+    from tests.executorch_artifacts import artifact_folder, compiled_engine
+    from vlm.runtimes._executorch_library import RUNNER
     from vlm.runtimes.executorch import MODEL
 
     folder = artifact_folder(tmp_path_factory, "fp32")
     job = f"model {folder / MODEL}\nthreads 1\neos 999999\nmax_new_tokens 6\nrequest q - 1 5 9 13\n"
-    answers = []
-    for name, ask in {"program": run, "java": lambda place: subprocess.run([*java, str(place)], check=False)}.items():
+    found = []
+    for name, command in {"program": [str(compiled_engine() / RUNNER)], "java": java}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.txt").write_text(job)
-        assert ask(tmp_path / name).returncode == 0
-        lines = (tmp_path / name / "results.txt").read_text().splitlines()
-        answers.append([tokens_of(line) for line in lines if line.startswith("answer ")])
-    assert answers[0] == answers[1] and len(answers[0][0]) == 6
+        assert subprocess.run([*command, str(tmp_path / name)], check=False).returncode == 0
+        found.append(answers(tmp_path / name))
+    assert found[0] == found[1] and len(found[0]["q"]) == 6
     (tmp_path / "wrong").mkdir()
     assert subprocess.run([*java, str(tmp_path / "wrong")], capture_output=True, check=False).returncode == 2

@@ -8,16 +8,16 @@ import pytest
 
 pytest.importorskip("executorch.exir", reason="executorch is not installed")
 
+from tests import runner_jobs
 from tests.artifacts import pixels
 from tests.executorch_artifacts import artifact_folder, checkpoint_folder, compiled_engine
+from tests.runner_jobs import MAX_NEW_TOKENS, run, tokens_of
 from vlm.models.checkpoint import load_checkpoint
 from vlm.runtimes._executorch_library import RUNNER
 from vlm.runtimes.base import Timings
 from vlm.runtimes.executorch import MODEL, ExecutorchRuntime
 from vlm.runtimes.executorch import open as open_executorch
 from vlm.runtimes.torch import TorchRuntime
-
-MAX_NEW_TOKENS = 8
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,7 @@ def test_runner_answers_as_the_python_runtime_and_torch(
     seeing, blind = runtime.prompt("What color is the circle?"), runtime.prompt("What is two and two?", has_image=False)
     done = run_job(tmp_path, runtime, [("seeing", "noise.f32", seeing), ("blind", "-", blind)])
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "results.txt").read_text().splitlines()
-    answers = {line.split()[1]: tokens_of(line) for line in lines if line.startswith("answer ")}
+    answers = runner_jobs.answers(tmp_path)
     for reference in (runtime, torch_runtime):
         vision = reference.encode_image(pixels())
         assert answers["seeing"] == reference.generate(seeing, vision, MAX_NEW_TOKENS, Timings(), 0.0)
@@ -73,7 +72,7 @@ def test_results_have_every_timing_and_the_peak_memory(runtime: ExecutorchRuntim
 )
 def test_bad_job_is_refused_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "job.txt").write_text(line + "\n")
-    done = run(tmp_path)
+    done = run(program(), tmp_path)
     assert done.returncode == 2
     assert re.search(message, done.stderr)
 
@@ -122,26 +121,8 @@ def run_job(
     folder: Path, runtime: ExecutorchRuntime, requests: list[tuple[str, str, list[int]]], **more: float
 ) -> subprocess.CompletedProcess[str]:
     """Write a job for the runtime's model into `folder` and run it."""
-    facts = runtime.facts
-    settings = {
-        "model": runtime.folder / MODEL,
-        "threads": 2,
-        "eos": facts.eos_id,
-        "image_token": facts.image_token_id,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        **more,
-    }
-    lines = [f"{key} {value}" for key, value in settings.items()]
-    lines += [f"request {name} {image} {' '.join(map(str, ids))}" for name, image, ids in requests]
-    (folder / "job.txt").write_text("\n".join(lines) + "\n")
-    return run(folder)
+    return runner_jobs.run_job(program(), folder, runtime.folder / MODEL, runtime, requests, **more)
 
 
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(compiled_engine() / RUNNER), str(folder)], capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-def tokens_of(line: str) -> list[int]:
-    return [int(word) for word in line.partition(" tokens")[2].split()]
+def program() -> Path:
+    return compiled_engine() / RUNNER

@@ -18,9 +18,12 @@ const Ort::Env& environment() {
 
 }  // namespace
 
-Ort::Session open_session(const std::string& path, int threads) {
+Ort::Session open_session(const std::string& path, int threads, bool spins) {
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(threads);
+  if (!spins) {
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+  }
   try {
     return Ort::Session(environment(), path.c_str(), options);
   } catch (const Ort::Exception& problem) {
@@ -46,7 +49,7 @@ void copy_floats(const Ort::Value& value, int64_t count, float* out) {
 }
 
 OnnxVision::OnnxVision(const std::string& path, int threads)
-    : session_(open_session(path, threads)), pixels_(input_shape(session_, 0)), tokens_(output_shape(session_, 0)) {
+    : session_(open_session(path, threads, false)), pixels_(input_shape(session_, 0)), tokens_(output_shape(session_, 0)) {
   if (pixels_.size() != 4 || tokens_.size() != 3) {
     throw std::runtime_error(path + ": its tensors have other ranks than a pocketvlm export; export it again");
   }

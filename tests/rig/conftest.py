@@ -11,7 +11,8 @@ from device_bench.devices._remote import RemoteDevice
 from pocketvlm.console import ended_gently
 from tests.rig.rig import Rig, missing
 
-ENGINES = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "llamacpp": "gguf:f16"}
+# An artifact of each engine, and of ONNX one whose decoder appends to its cache in place.
+TARGETS = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "onnx-int4": "onnx:int4", "llamacpp": "gguf:f16"}
 DEFAULT = Path("runs") / "tiny" / "artifacts"
 
 
@@ -61,12 +62,12 @@ def remote(spec: str) -> RemoteDevice:
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An artifact of each engine: the built-in default's where `make mobile` has made them, else of a random model.
+    """What TARGETS names: the built-in default's where `make mobile` has made them, else of a random model.
 
     $RIG_ARTIFACTS names another folder of them.
     """
     made = Path(os.environ.get("RIG_ARTIFACTS", DEFAULT))
-    ready = {engine: made / target.replace(":", "-") for engine, target in ENGINES.items()}
+    ready = {name: made / target.replace(":", "-") for name, target in TARGETS.items()}
     if all((folder / "manifest.json").is_file() for folder in ready.values()):
         return ready
     pytest.importorskip("executorch.exir", reason="executorch is not installed")
@@ -76,7 +77,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     base = tmp_path_factory.mktemp("artifacts")
     checkpoint = load_checkpoint(save_random_checkpoint(base / "checkpoint", num_hidden_layers=1))
-    for engine, target in ENGINES.items():
-        (base / engine).mkdir()
-        write_artifact(checkpoint, target, base / engine)
-    return {engine: base / engine for engine in ENGINES}
+    for name, target in TARGETS.items():
+        (base / name).mkdir()
+        write_artifact(checkpoint, target, base / name)
+    return {name: base / name for name in TARGETS}

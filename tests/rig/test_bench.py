@@ -19,7 +19,7 @@ from device_bench.metrics import NAMES
 from device_bench.report import write
 from device_bench.run import bench_one, run_on, silent
 from device_bench.tasks.scenes import questions
-from tests.rig.conftest import ENGINES, over_both
+from tests.rig.conftest import TARGETS, over_both
 from tests.rig.rig import Rig
 from tests.rig.sockets import LOOPBACK, listening
 from vlm.errors import CheckFailed
@@ -56,12 +56,12 @@ def host_answers(artifact: Path) -> list[str]:
 
 
 @over_both
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_device_gives_the_hosts_answers_no_speed_is_shown_and_nothing_is_left(
-    rig: Rig, spec: str, engine: str, artifacts: dict[str, Path], tmp_path: Path
+    rig: Rig, spec: str, target: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    tree, answers = bench(spec, artifacts[engine], tmp_path)
-    assert answers == host_answers(artifacts[engine])
+    tree, answers = bench(spec, artifacts[target], tmp_path)
+    assert answers == host_answers(artifacts[target])
     assert tree["device"]["kind"] == "emulated" and tree["valid"] is True
     assert tree["imported"] == {"torch": False, "transformers": False, "deepspeed": False}
     assert tree["load_ms"] > 0 and tree["decode_tok_s"]["n"] >= 2 and tree["peak_rss_mb"] > 5
