@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from device_bench.credits import pack
-from device_bench.judge import Tree
+from device_bench.gate import artifact_name
+from device_bench.judge import Tree, busy_while
 from device_bench.judge_accuracy import Entry
 from device_bench.metrics import LATENCY_NAMES
 from vlm.folders import write_atomic
@@ -52,7 +53,7 @@ def slim(report: Tree, folder: Path | None = None) -> Tree:
 
 
 def _bench(bench: Tree) -> Tree:
-    return {key: bench.get(key) for key in BENCH_KEYS}
+    return {**{key: bench.get(key) for key in BENCH_KEYS}, "state": {"busy": busy_while(bench)}}
 
 
 def _credits(record: Tree, folder: Path | None) -> Tree:
@@ -60,7 +61,12 @@ def _credits(record: Tree, folder: Path | None) -> Tree:
     return {"credits": pack(samples)} if samples else {}
 
 
-def write_baseline(report: Tree, folder: Path, file: Path) -> None:
-    """Make a report the baseline that later ones are compared with."""
+def write_baseline(report: Tree, folder: Path, file: Path) -> list[str]:
+    """Make a report the baseline that later ones are compared with.
+
+    Returns:
+        Names of the artifacts whose speed was measured on a busy machine: nothing is held to it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(slim(report, folder), indent=1) + "\n")
+    return [artifact_name(artifact) for artifact in report["artifacts"] if any(map(busy_while, artifact["benches"]))]

@@ -19,6 +19,7 @@ Tree = dict[str, Any]
 # Settings of a bench on which its speed and memory depend: numbers under other ones are not compared.
 SETTINGS = ("threads", "decode_tokens")
 NOISE = "too few samples to tell it from noise"
+MEASURE_AGAIN = "Measure the baseline anew on an idle machine, or --ignore latency"
 # Standard error of a median from the median absolute deviation, for n normal values: 1.2533 * 1.4826 / sqrt(n).
 _MEDIAN_ERROR = 1.2533 * 1.4826
 
@@ -88,7 +89,8 @@ def memory_check(where: str, old: Tree, new: Tree, allowances: Allowances) -> li
 def latency_checks(where: str, old: Tree, new: Tree, allowances: Allowances) -> Iterator[Check]:
     """Medians of the latencies, on the same device and with the same settings only.
 
-    A slowdown must also exceed the noise of both medians, and a machine that was busy with other things shows none.
+    A slowdown must also exceed the noise of both medians, and a machine that was busy with other things shows none;
+    behind a baseline's from a busy machine one may hide.
     """
     devices = [(side["device"].get("name"), side["device"].get("soc")) for side in (old, new)]
     same = devices[0] == devices[1]
@@ -103,8 +105,13 @@ def latency_checks(where: str, old: Tree, new: Tree, allowances: Allowances) -> 
         elif after is None:
             yield unknown(where, "latency", metric.name, *values, _reason(new, metric.name))
         else:
-            busy = (new.get("state") or {}).get("busy")
+            busy = busy_while(old), busy_while(new)
             yield _latency_check(where, metric, before, after, allowances.max_slowdown, busy)
+
+
+def busy_while(bench: Tree) -> str | None:
+    """What the bench says of other work on the machine while it was timed, None where there was little or none."""
+    return (bench.get("state") or {}).get("busy")
 
 
 def other_settings(old: Tree, new: Tree) -> str:
@@ -114,13 +121,20 @@ def other_settings(old: Tree, new: Tree) -> str:
     return f"other settings: {'; '.join(changed)}" if changed else ""
 
 
-def _latency_check(where: str, metric: Metric, old: Tree, new: Tree, allowed: float, busy: str | None) -> Check:
+def _latency_check(
+    where: str, metric: Metric, old: Tree, new: Tree, allowed: float, busy: tuple[str | None, str | None]
+) -> Check:
     slow, fast = (old, new) if metric.more_is_better else (new, old)
     slowdown = 100 * (slow["p50"] / fast["p50"] - 1)
     error = math.hypot(*(_MEDIAN_ERROR * side.get("mad", 0.0) / math.sqrt(side.get("n", 1)) for side in (old, new)))
     beyond_noise = abs(new["p50"] - old["p50"]) > Z95 * error
-    state: State = "pass" if slowdown <= allowed else "regression" if beyond_noise and not busy else "cannot judge"
-    why = busy or NOISE if state == "cannot judge" else ""
+    before, now = busy
+    why = ""
+    if slowdown > allowed and (now or not beyond_noise):
+        why = now or NOISE
+    elif slowdown <= allowed and before:
+        why = f"of the baseline: {before}. {MEASURE_AGAIN}"
+    state: State = "cannot judge" if why else "regression" if slowdown > allowed else "pass"
     return Check(
         where, "latency", metric.name, old["p50"], new["p50"], round(slowdown, 1), "% slower", allowed, state, why
     )

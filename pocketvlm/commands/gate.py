@@ -88,7 +88,13 @@ def _update(new: Path, baseline: Path) -> None:
     from device_bench.baseline import write_baseline
     from device_bench.gate import read_report
 
-    write_baseline(*read_report(new), baseline)
+    busy = write_baseline(*read_report(new), baseline)
+    if busy:
+        print(
+            f"The machine was busy while {', '.join(busy)} were timed: the gate will not judge their latency against "
+            "this baseline. Measure them again on an idle machine.",
+            file=sys.stderr,
+        )
     print(f"Baseline: {baseline} now holds {new}; review and commit it.", file=sys.stderr)
 
 
