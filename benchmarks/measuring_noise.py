@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from device_bench.config import BenchConfig
-from device_bench.devices._link import Link
+from device_bench.devices._link import Link, quote
 from device_bench.devices._sensors import Sensors
+from device_bench.devices._watching import LOAD
 from device_bench.run import bench_one
 from device_bench.sensors.cpus import FILES as CLOCKS
 
@@ -82,7 +83,8 @@ def telemetry(system: Path, interval_s: float = 1.0) -> Iterator[dict[str, float
     """Read the sensors once per interval meanwhile; afterwards the dictionary holds what that cost in percent."""
     sensors, link, found = Sensors(android=False, system=str(system)), Here(), {"percent": 0.0}
     sensors.locate(link)
-    script = f"while :; do cat /proc/uptime; {sensors.script}; sleep {interval_s}; done"
+    reading = f"cat /proc/uptime; {LOAD}; {sensors.script}; sleep {interval_s}"
+    script = f"cd {quote(str(system))}; echo $$ >runner; while :; do {reading}; done"
     before, start = children_s(), time.monotonic()
     reader = subprocess.Popen(link.command(script), stdout=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -130,8 +130,8 @@ class Recorder:
         else:
             unreadable = after["reasons"].get("temperature_c")
             self._reasons["thermal"] = unreadable or "no thermal zone was readable before the latency pass"
-        if share is None and "method" not in found:
-            self._notes.append("no /proc/stat: how busy other processes kept the machine is unknown")
+        if share is None:
+            self._notes.append(f"how busy other processes kept the machine is unknown: {found['others_reason']}")
 
     def _record_sustained(self, found: dict[str, Any]) -> None:
         self._raw["sustained"] = found["raw"]

@@ -100,7 +100,8 @@ def latency(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]
     samples = latency_pass(
         runtime, work, job.warmup, job.iterations, lambda done: on_progress(done, "latency"), job.min_seconds
     )
-    return {"samples": samples, "others_share": others.share(), "before": state, "after": machine_state()}
+    share = {"others_share": others.share(), "others_reason": "no /proc/stat, or no time has passed"}
+    return {"samples": samples, **share, "before": state, "after": machine_state()}
 
 
 def memory(runtime: Runtime, job: Job, on_progress: Progress) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def latency_found(**found: Any) -> dict[str, Any]:
     state = {"temperature_c": {"zone": 40.0}, "reasons": {}}
     imported = {"torch": False, "transformers": False, "deepspeed": False}
     whole = {"engine": "onnx", "emulated": False, "imported": imported, "before": state, "after": state}
-    return {**whole, "samples": {name: [1.0] for name in names}, "others_share": 0.0, **found}
+    return {**whole, "samples": {name: [1.0] for name in names}, "others_share": 0.0, "others_reason": None, **found}
 
 
 @pytest.mark.parametrize(("share", "noted"), [(0.04, False), (0.06, True)])

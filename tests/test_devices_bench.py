@@ -120,7 +120,7 @@ def test_a_board_is_measured_whole_and_left_clean(board: Board, artifact: Path) 
 def test_energy_is_reported_with_its_source_or_with_the_reason_why_not(
     board: Board, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("device_bench.devices._passes.Watching.interval_s", 0.1)
+    monkeypatch.setattr("device_bench.devices._watching.Watching.interval_s", 0.1)
     result = bench(artifact, min_seconds=0.5, idle_s=1)
     assert result["energy_j"] is None and "no more than when idle" in result["reasons"]["energy_j"]
     when_timed(board, monkeypatch, lambda: board.write("class/hwmon/hwmon1/curr1_input", 2000))
@@ -129,7 +129,7 @@ def test_energy_is_reported_with_its_source_or_with_the_reason_why_not(
     answers = result["ttft_ms"]["n"]
     samples = json.loads((artifact.parent / "results" / "ssh-me-board-22" / result["samples"]).read_text())
     assert 5 * 0.4 / answers < result["energy_j"]["value"] < 5 * 0.8 / answers
-    assert len(samples["telemetry"]) > 5
+    assert len(samples["telemetry"]) > 3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_bench.sensors import battery, cpus, energy, jetson, memory, properties, tegrastats, thermal
+from device_bench.sensors import battery, cpus, energy, jetson, load, memory, properties, tegrastats, thermal
 from device_bench.sensors.base import Absent
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sensors"
@@ -52,6 +52,11 @@ def read_tegra(text: str) -> dict[str, Any]:
     return {**plain(found), "ram": ram, "power": power and list(power.values())}
 
 
+def read_load(text: str) -> dict[str, Any]:
+    found = load.ticks(text)
+    return {"cpus": {str(cpu): list(ticks) for cpu, ticks in found.cpus.items()}, "own": plain(found.own)}
+
+
 PARSERS: dict[str, Callable[[str], Any]] = {
     "getprop": lambda text: plain(properties.identity(text)),
     "thermalservice": lambda text: plain(thermal.thermal(text)),
@@ -68,6 +73,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "hwmon": lambda text: plain(jetson.hwmon_rails(text)),
     "iio": lambda text: plain(jetson.iio_rails(text)),
     "allowed": lambda text: plain(cpus.allowed(text)),
+    "load": read_load,
     "status": lambda text: plain(memory.kibibytes(text, "VmHWM")),
 }
 

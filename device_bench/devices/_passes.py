@@ -1,18 +1,17 @@
 """The passes of the bench on a device behind a connection, each one job for the runner."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_bench.devices._method import sustained
-from device_bench.devices._requests import Asker, Reply, Request, Results, blocks
+from device_bench.devices._requests import Asker, Reply, Request, blocks
 from device_bench.devices._rules import measured, passed_gate, telemetry_rows
-from device_bench.devices._sensors import Reading, Sensors
+from device_bench.devices._watching import Timing, Watching, Weighing
 from device_bench.devices.base import Progress, within
 from device_bench.evaluate import grade, publish, score
-from device_bench.sensors.base import Absent
-from device_bench.sensors.memory import total_pss_kib
+from device_bench.sensors.base import Absent, known
 from device_bench.subset import chosen
 from device_bench.tasks.base import BenchQuestion, Sample
 from vlm.config import Config
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 PICTURE = "image.f32"
 BLOCK_BYTES = 2**28  # of pictures that lie on the device at once; the next block overwrites them
-SOON_S = 1.0
 WEIGHED_S = 3.0  # of answering in the memory pass on Android: long enough for meminfo to be asked
 WARMUPS = 3  # times the warm-up that was asked for: as long as it may take the device to settle
 
@@ -55,64 +53,6 @@ class Job(Config):
     cool_s: float
 
 
-class Watching:
-    """What happens while the runner works: answers are counted, and sensors read if there are any.
-
-    Args:
-        on_progress, text, total: how far it is.
-        sensors: read once a second, or None.
-        prefix: words that start the runner, such as taskset's.
-    """
-
-    interval_s = SOON_S
-
-    def __init__(
-        self,
-        on_progress: Progress,
-        text: str,
-        total: int,
-        sensors: Sensors | None = None,
-        prefix: Sequence[str] = (),
-    ) -> None:
-        self._report, self._text, self._total = on_progress, text, total
-        self._sensors, self.prefix = sensors, tuple(prefix)
-        self.readings: list[Reading] = []
-
-    @property
-    def script(self) -> str:
-        """What the device does once a second."""
-        return self._sensors.script if self._sensors else ":"
-
-    def on_results(self, results: Results) -> None:
-        """Called after every line of results."""
-        done = len(results.replies)
-        self._report(min(1.0, done / self._total), f"{self._text}: {done} of {self._total}")
-
-    def on_reading(self, uptime_s: float, lines: list[str]) -> None:
-        """Called with what the sensors printed."""
-        if self._sensors:
-            self.readings.append(self._sensors.read(uptime_s, lines))
-
-
-class Weighing(Watching):
-    """Meanwhile asks Android's meminfo once a second for the runner's proportional memory (PSS)."""
-
-    script = '[ -s runner ] && dumpsys meminfo "$(cat runner)" 2>/dev/null'  # in the job's folder
-
-    def __init__(self, on_progress: Progress, text: str, total: int) -> None:
-        super().__init__(on_progress, text, total)
-        self._kib: list[int | Absent] = []
-
-    def on_reading(self, uptime_s: float, lines: list[str]) -> None:
-        """Called with what meminfo printed."""
-        self._kib.append(total_pss_kib("\n".join(lines)))
-
-    def highest(self) -> int | Absent:
-        """The largest that was seen, in KiB."""
-        seen = [kib for kib in self._kib if not isinstance(kib, Absent)]
-        return max(seen) if seen else next(iter(self._kib), Absent("the runner ended before meminfo was asked"))
-
-
 def prepare(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, Any]:
     """Check every byte of the artifact on this machine; what arrived there was checked when it was pushed."""
     on_progress(0.0, "checking files")
@@ -137,18 +77,19 @@ def latency(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str
     with measured(device, job, on_progress) as run:
         most = WARMUPS * max(job.warmup, 1) + job.iterations
         requests = [Request(f"i{index}", ask.picture, ask.ids) for index in range(most)]
-        watching = Watching(on_progress, "latency", most, device.sensors, device.prefix)
+        watching = Timing(on_progress, "latency", most, device.sensors, device.prefix)
         floor = {"repeat_s": 0 if device.emulated else job.min_seconds, "repeat_from": most - job.iterations}
         settings = {**_timed(asker, job), **floor}
         results = device.answer(job, settings, requests, watching)
         run.finish(results, watching.readings)
     warmup = run.warmup(results.replies)
     kept = results.replies[warmup:]
-    found = run.energy(results, watching.readings, warmup)
+    found, others = run.energy(results, watching.readings, warmup), watching.others_share(results)
     return {
         "load_ms": results.load_ms,
         "samples": {**samples_of(kept, job.decode_tokens), "telemetry": run.telemetry(watching.readings)},
-        "others_share": None,
+        "others_share": known(others),
+        "others_reason": others.reason if isinstance(others, Absent) else None,
         "energy": None if isinstance(found, Absent) else {"value": found.per_answer_j, **vars(found)},
         "energy_reason": found.reason if isinstance(found, Absent) else None,
         **run.found(),

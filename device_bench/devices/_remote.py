@@ -17,6 +17,7 @@ from device_bench.devices._link import Link, Lost, quote
 from device_bench.devices._process import Interrupted, Process, Watch, kill_all
 from device_bench.devices._requests import Asker, Request, Results, job_text, read_line
 from device_bench.devices._sensors import Sensors
+from device_bench.devices._watching import Watching
 from device_bench.devices._workspace import SECONDS_PER_BYTE, Workspace
 from device_bench.devices.base import Device, Progress
 from device_bench.sensors.base import Absent
@@ -152,9 +153,7 @@ class RemoteDevice(Device):
                 self.link.wait()
         raise UserError(f"--device {self.spec}: the connection broke {BREAKS} times. Check the cable or the network.")
 
-    def answer(
-        self, job: "_passes.Job", settings: dict[str, Any], ask: list[Request], watch: "_passes.Watching"
-    ) -> Results:
+    def answer(self, job: "_passes.Job", settings: dict[str, Any], ask: list[Request], watch: Watching) -> Results:
         """Run the runner over some requests to the end, over breaks of the connection and restarts of the device.
 
         In the accuracy pass, what was answered before a break is not asked again.
@@ -188,7 +187,7 @@ class RemoteDevice(Device):
         job: "_passes.Job",
         settings: dict[str, Any],
         left: list[Request],
-        watch: "_passes.Watching",
+        watch: Watching,
         results: Results,
     ) -> None:
         what = f"{job.artifact.name}: the {job.kind} pass"

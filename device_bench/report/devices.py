@@ -117,7 +117,7 @@ def _circumstances(state: Tree) -> list[tuple[str, str]]:
     """What the device's state was when the latency pass began."""
     before, gate = state.get("before") or {}, state.get("gate") or {}
     clocks, heat = before.get("frequency_mhz"), before.get("temperature_c")
-    battery = before.get("battery_percent")
+    battery, others = before.get("battery_percent"), state.get("others_share")
     found = {
         "Governor": before.get("governor"),
         "Clocks": f"{wording.number(min(clocks))} to {wording.number(max(clocks))} MHz" if clocks else None,
@@ -125,6 +125,7 @@ def _circumstances(state: Tree) -> list[tuple[str, str]]:
         "Power mode": before.get("power_mode"),
         "Temperature": f"{max(heat.values()):.1f} °C, the hottest of {len(heat)}" if heat else None,
         "Cooled down": f"{wording.duration(gate['waited_s'])}" if gate.get("waited_s", 0) >= 1 else None,
+        "Other work": f"{others:.1%} of the processors' time" if others is not None else None,
         "Battery": f"{battery} %, {before.get('battery_status')}" if battery is not None else None,
     }
     return [(name, str(value)) for name, value in found.items() if value]
