@@ -65,8 +65,8 @@ evidence: $(INSTALLED) ## all studies, and docs/evidence.md from them (many hour
 	$(BIN)/pocketvlm distill configs/converged.yaml
 	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=1000 --out runs/teacher-1600
 	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=3000 --out runs/teacher-3600
-	set -e; for study in $(STUDIES); do $(BIN)/pocketvlm ablate studies/$$study.yaml >/dev/null; done
-	$(BIN)/python -m pocketvlm.evidence --collect runs
+	failed=; for study in $(STUDIES); do $(BIN)/pocketvlm ablate studies/$$study.yaml >/dev/null || failed="$$failed $$study"; done; \
+	$(BIN)/python -m pocketvlm.evidence --collect runs && if [ "$$failed" ]; then echo "not complete:$$failed" >&2; exit 1; fi
 
 clean: ## remove what runs and tests left (not .venv)
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,15 +13,18 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
+from device_bench.stats import widest
 from pocketvlm.console import exit_codes
 from pocketvlm.study.curves import STEM as CURVES
 from pocketvlm.study.gains import STEM as GAINS
-from pocketvlm.study.markdown import interval, tables
+from pocketvlm.study.markdown import cost, interval, tables
 from vlm.config import Config
 from vlm.errors import UserError
 from vlm.folders import write_atomic
 
-HOME, DOCUMENT, FIGURES = Path("studies/evidence"), Path("docs/evidence.md"), "evidence"
+HOME, DOCUMENT, FIGURES, MODELS = Path("studies/evidence"), Path("docs/evidence.md"), "evidence", "models.json"
 Tree = dict[str, Any]
 
 
@@ -33,8 +36,9 @@ class Claim(Config):
         by: who says it.
         study, equal, row, against, family: where the difference stands that it is about; `against` names one of the
             study's `pairs`, without it the row's own difference is meant.
-        points: it holds if the difference is at least this,
-        above: and the lower end of its 95 % interval is above this.
+        at_least: it holds if the difference is at least this and the lower end of its 95 % interval above `above`,
+        at_most: or if it is at most this and the upper end below 0. One of both is given.
+        above: 0 by default.
     """
 
     says: str
@@ -44,8 +48,24 @@ class Claim(Config):
     against: str | None = None
     equal: Literal["steps", "time"] = "steps"
     family: str = "avg"
-    points: float
+    at_least: float | None = None
+    at_most: float | None = None
     above: float = 0.0
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Claim:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"claim {self.says!r}: give at_least or at_most")
+        return self
+
+    def verdict(self, points: float, low: float, high: float) -> str:
+        """What a difference with its 95 % interval says of the claim; refuted: all of the interval is beyond it."""
+        if self.at_least is None:
+            mirrored = self.model_copy(update={"at_least": -(self.at_most or 0.0), "at_most": None})
+            return mirrored.verdict(-points, -high, -low)
+        if points >= self.at_least and low > self.above:
+            return "confirmed"
+        return "**refuted**" if high < self.at_least else "**not confirmed**"
 
 
 class Section(Config):
@@ -63,24 +83,28 @@ class Evidence(Config):
         about: what it begins with.
         sections: its studies.
         claims: what is held against them.
+        models: what the studies need beside their trainings -> the file below the folder of runs that says how long it
+            took: processor_seconds, else seconds.
     """
 
     about: str
     sections: list[Section]
     claims: list[Claim]
+    models: dict[str, str] = {}
 
 
-def document(evidence: Evidence, results: dict[str, Tree]) -> str:
+def document(evidence: Evidence, results: dict[str, Tree], models: dict[str, float]) -> str:
     """Put docs/evidence.md together.
 
     Args:
         evidence: what it consists of.
         results: study -> study.json.
+        models: what the studies need beside their trainings -> seconds it took.
     """
     lines = ["# Evidence", "", evidence.about.strip(), "", "## What is claimed, what is seen", ""]
     lines += ["| claim | by | study, comparison, row | seen, points | verdict |", "|---|---|---|---:|---|"]
     lines += [_claimed(claim, results) for claim in evidence.claims]
-    lines += ["", *_cost(results), ""]
+    lines += ["", *_cost(results, models), ""]
     for section in evidence.sections:
         lines += [
             f"## {section.title}",
@@ -98,9 +122,9 @@ def _claimed(claim: Claim, results: dict[str, Tree]) -> str:
     where = f"{claim.study}, equal {claim.equal}, {claim.row}{against}"
     seen, verdict = "", "not measured"
     if found := difference(claim, results.get(claim.study)):
-        seen = f"{found['points']:+.1f} ({interval(found['ci95'])}; {len(found['seeds'])} seeds)"
-        holds = found["points"] >= claim.points and found["ci95"][0] > claim.above
-        verdict = "confirmed" if holds else "**not confirmed**"
+        ends = widest(found)
+        seen = f"{found['points']:+.1f} ({interval(ends)}; {len(found['seeds'])} seeds)"
+        verdict = claim.verdict(found["points"], *ends)
     return f"| {claim.says} | {claim.by} | {where} | {seen} | {verdict} |"
 
 
@@ -124,14 +148,12 @@ def difference(claim: Claim, result: Tree | None) -> Tree | None:
     return entry
 
 
-def _cost(results: dict[str, Tree]) -> list[str]:
+def _cost(results: dict[str, Tree], models: dict[str, float]) -> list[str]:
     if not results:
         return ["No study has been run."]
-    spent = [result["spent"] for result in results.values()]
-    hours = sum(entry["seconds"] for entry in spent) / 3600
-    machines = "; ".join(dict.fromkeys(entry["processor"] for entry in spent))
-    trainings = sum(entry["trainings"] for entry in spent)
-    return [f"All of it: {trainings} trainings, {hours:.1f} hours of one core ({machines})."]
+    made = [f"{name} {seconds / 60:.0f} min" for name, seconds in models.items()]
+    beside = [f"Made for them: {', '.join(made)}."] if made else []
+    return [f"All of it: {' '.join([cost([result['spent'] for result in results.values()]), *beside])}"]
 
 
 def _study(name: str, result: Tree | None) -> list[str]:
@@ -144,6 +166,12 @@ def _study(name: str, result: Tree | None) -> list[str]:
 
 def collect(evidence: Evidence, runs: Path, home: Path, figures: Path) -> None:
     """Take the studies' results and figures from a folder of runs; one that was not run there stays as it is."""
+    models = load(home)[2]
+    for name, file in evidence.models.items():
+        if (runs / file).is_file():
+            record = json.loads((runs / file).read_text())
+            models[name] = record.get("processor_seconds", record["seconds"])
+    write_atomic(home / MODELS, json.dumps(models, indent=1) + "\n")
     for section in evidence.sections:
         source = runs / section.study
         if not (source / "study.json").is_file():
@@ -154,11 +182,12 @@ def collect(evidence: Evidence, runs: Path, home: Path, figures: Path) -> None:
             shutil.copy2(figure, figures / f"{section.study}-{figure.name}")
 
 
-def load(home: Path) -> tuple[Evidence, dict[str, Tree]]:
-    """The document's description and the results that are there."""
+def load(home: Path) -> tuple[Evidence, dict[str, Tree], dict[str, float]]:
+    """The document's description, the results that are there, and how long the models beside them took."""
     evidence = Evidence.load(home / "evidence.yaml")
     files = {section.study: home / f"{section.study}.json" for section in evidence.sections}
-    return evidence, {study: json.loads(file.read_text()) for study, file in files.items() if file.is_file()}
+    results = {study: json.loads(file.read_text()) for study, file in files.items() if file.is_file()}
+    return evidence, results, json.loads((home / MODELS).read_text()) if (home / MODELS).is_file() else {}
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from pocketvlm.evidence import DOCUMENT, HOME, Evidence, collect, document, load
 from vlm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-CLAIM = {"says": "It helps.", "by": "us", "study": "one", "row": "best", "points": 2.0}
+CLAIM = {"says": "It helps.", "by": "us", "study": "one", "row": "best", "at_least": 2.0}
 
 
-def result(points: float, low: float) -> dict:
+def result(points: float, low: float, high: float = 9.0) -> dict:
     """A study.json of two rows and one pair."""
-    found = {"points": points, "ci95": [low, 9.0], "t_ci95": [low, 9.0], "seeds": [points, points]}
+    found = {"points": points, "ci95": [points - 0.1, points + 0.1], "t_ci95": [low, high], "seeds": [points, points]}
     seeds = [{"seed": seed, "steps": 5, "seconds": 60.0, "reports": [], "scores": {"avg": 1.0}} for seed in (0, 1)]
     common = {"against": "base", "at": {}, "seeds": seeds, "mean": {"avg": 50.0}, "std": 1.0, "failures": {}}
     rows = [
@@ -27,7 +27,7 @@ def result(points: float, low: float) -> dict:
         "config": {"name": "one", "seeds": [0, 1], "base": "configs/tiny.yaml", "clock": "wall"},
         "split": "test",
         "readings": [{}],
-        "spent": {"trainings": 4, "seconds": 7200, "processor": "a processor"},
+        "spent": {"trainings": 4, "seconds": 7200, "evaluating_seconds": 360, "processor": "a processor"},
         "tuning": {},
         "comparisons": {"steps": rows},
         "pairs": {"steps": [pair]},
@@ -41,24 +41,39 @@ def described(**claim: object) -> Evidence:
 
 
 @pytest.mark.parametrize(
-    ("points", "low", "verdict"),
-    [(2.5, 0.1, "| confirmed |"), (2.5, -0.1, "| **not confirmed** |"), (1.9, 1.0, "| **not confirmed** |")],
+    ("bound", "points", "low", "high", "verdict"),
+    [
+        ({"at_least": 2.0}, 2.5, 0.1, 9.0, "| confirmed |"),
+        ({"at_least": 2.0}, 2.5, -0.1, 9.0, "| **not confirmed** |"),
+        ({"at_least": 2.0}, 1.9, 1.0, 9.0, "| **not confirmed** |"),
+        ({"at_least": 2.0}, 1.5, 1.0, 1.9, "| **refuted** |"),
+        ({"at_least": None, "at_most": -2.0}, -2.5, -9.0, -0.1, "| confirmed |"),
+        ({"at_least": None, "at_most": -2.0}, -1.0, -1.9, -0.1, "| **refuted** |"),
+    ],
 )
-def test_a_claim_holds_when_difference_and_interval_reach_it(points: float, low: float, verdict: str) -> None:
-    text = document(described(), {"one": result(points, low)})
-    assert verdict in text and f"{points:+.1f} ({low:+.1f} to +9.0; 2 seeds)" in text
-    assert "4 trainings, 2.0 hours" in text and "### Equal steps" in text
-    assert verdict in document(described(against="base"), {"one": result(points, low)})
+def test_a_claim_holds_when_difference_and_wider_interval_reach_it(
+    bound: dict, points: float, low: float, high: float, verdict: str
+) -> None:
+    found = {"one": result(points, low, high)}
+    text = document(described(**bound), found, {"a teacher": 600.0})
+    assert verdict in text and f"{points:+.1f} ({low:+.1f} to {high:+.1f}; 2 seeds)" in text
+    assert "4 trainings took 2.0 hours" in text and "a teacher 10 min" in text and "### Equal steps" in text
+    assert verdict in document(described(**bound, against="base"), found, {})
+
+
+def test_a_claim_has_one_bound() -> None:
+    with pytest.raises(UserError, match="give at_least or at_most"):
+        described(at_most=1.0)
 
 
 def test_what_was_not_run_is_said() -> None:
-    text = document(described(), {})
+    text = document(described(), {}, {})
     assert "| not measured |" in text and "Not run yet" in text and "No study has been run" in text
 
 
 def test_a_claim_about_a_row_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"study one at equal steps has no row 'worst'.*only base, best"):
-        document(described(row="worst"), {"one": result(2.0, 1.0)})
+        document(described(row="worst"), {"one": result(2.0, 1.0)}, {})
 
 
 def test_results_and_figures_are_collected_from_the_runs(tmp_path: Path) -> None:
@@ -69,8 +84,7 @@ def test_results_and_figures_are_collected_from_the_runs(tmp_path: Path) -> None
     (runs / "one" / "curves-steps.svg").write_text("<svg/>")
     (home / "evidence.yaml").write_text(yaml.safe_dump(described().model_dump(mode="json")))
     collect(described(), runs, home, figures)
-    evidence, results = load(home)
-    assert "| confirmed |" in document(evidence, results) and (figures / "one-curves-steps.svg").is_file()
+    assert "| confirmed |" in document(*load(home)) and (figures / "one-curves-steps.svg").is_file()
 
 
 def test_the_document_is_what_the_results_make() -> None:

@@ -94,7 +94,7 @@ def test_the_table_and_the_figure_name_every_row(file: Path) -> None:
     run(file)
     table = (file.parent / "out" / "study.md").read_text()
     line = next(line for line in table.splitlines() if line.startswith("| + better |"))
-    assert "| base | +" in line and line.rstrip(" |").endswith("130 | 0.2") and "2 of 2" in line
+    assert "| base | +" in line and line.rstrip(" |").endswith("130 | 0.2 | 130%") and "2 of 2" in line
     drawing = ElementTree.fromstring((file.parent / "out" / "curves-steps.svg").read_text())
     text = "".join(drawing.itertext())
     assert all(name in text for name in ("base", "+ better", "slow", "--accent:"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from device_bench.report.svg import COLOURS, drawing
+from device_bench.stats import widest
 from pocketvlm.study.curves import standalone
 
 STEM = "gains"  # of the figures' file names
@@ -35,8 +36,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
         for panel, (axis, points) in zip(panels, axes.items(), strict=False):
             places = [str(f"{place:g}") for place, _ in points]  # as categories: an axis may have no scale
             middle = [found["points"] for _, found in points]
-            below = [max(0.0, found["points"] - found["ci95"][0]) for _, found in points]
-            beyond = [max(0.0, found["ci95"][1] - found["points"]) for _, found in points]
+            below = [max(0.0, found["points"] - widest(found)[0]) for _, found in points]
+            beyond = [max(0.0, widest(found)[1] - found["points"]) for _, found in points]
             panel.axhline(0, color=COLOURS["rule"], linewidth=1)
             panel.errorbar(places, middle, [below, beyond], color=COLOURS["accent"], marker="o", capsize=3)
             panel.set_xlabel(axis)

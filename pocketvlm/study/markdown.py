@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from device_bench.stats import widest
+
 Tree = dict[str, Any]
 INTERVALS = ("95 % (seeds and images)", "95 % t (seeds)")
-COLUMNS = ("row", "average", "against", "difference", *INTERVALS, "seeds better", "p", "steps", "min")
+COLUMNS = ("row", "average", "against", "difference", *INTERVALS, "seeds better", "p", "steps", "min", "time")
 EQUAL = {"steps": "Equal steps", "time": "Equal time of training"}
 
 
@@ -45,8 +47,8 @@ def _about(result: Tree) -> list[str]:
         "",
         "Intervals are paired, 95 %: a bootstrap that draws seeds and images, and Student's t over seeds alone. p is "
         "the bootstrap's, adjusted for the number of rows (Holm). min is the time of one training, on the "
-        f"{'wall' if config['clock'] == 'wall' else 'processors'}; {result['spent']['trainings']} trainings took "
-        f"{result['spent']['seconds'] / 3600:.1f} hours together ({result['spent']['processor']}).",
+        f"{'wall' if config['clock'] == 'wall' else 'processors'}, time its share of that of the row it is against; "
+        f"{cost([result['spent']])} Where one interval is given, it is the wider of the two.",
     ]
     if len(readings) > 1:
         forced = sum(reading["forced"] for reading in readings)
@@ -58,22 +60,38 @@ def _about(result: Tree) -> list[str]:
     return lines
 
 
+def cost(spent: Sequence[Tree]) -> str:
+    """What studies took together, in a sentence."""
+    training, evaluating = (sum(entry[key] for entry in spent) / 3600 for key in ("seconds", "evaluating_seconds"))
+    trainings, machines = sum(entry["trainings"] for entry in spent), {entry["processor"]: None for entry in spent}
+    return (
+        f"{trainings} trainings took {training:.1f} hours of one core and their evaluations {evaluating:.1f} "
+        f"({'; '.join(machines)})."
+    )
+
+
 def _averages(rows: Sequence[Tree]) -> list[str]:
     lines = [
         f"| {' | '.join(COLUMNS)} |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"|---|---:|---|{'---:|' * (len(COLUMNS) - 3)}",
     ]
+    by_name = {row["row"]: row for row in rows}
     for row in rows:
         seeds = row["seeds"]
         if not seeds:
-            lines.append(f"| {row['row']} | failed | | | | | | | | |")
+            lines.append(f"| {row['row']} | failed |{' |' * (len(COLUMNS) - 2)}")
             continue
         spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
-        minutes = sum(seed["seconds"] for seed in seeds) / len(seeds) / 60
+        minutes, share = _minutes(row), _minutes(row) / (_minutes(by_name[row["against"]]) or 1.0)
         steps = round(sum(seed["steps"] for seed in seeds) / len(seeds))
         score = f"{row['mean']['avg']:.1f}{spread}"
-        lines.append(f"| {row['row']} | {score} | {_difference(row)} | {steps} | {minutes:.1f} |")
+        lines.append(f"| {row['row']} | {score} | {_difference(row)} | {steps} | {minutes:.1f} | {share:.0%} |")
     return lines
+
+
+def _minutes(row: Tree) -> float:
+    """Mean time of a row's trainings; 0 if none ended well."""
+    return sum(seed["seconds"] for seed in row["seeds"]) / max(1, len(row["seeds"])) / 60
 
 
 def _difference(row: Tree) -> str:
@@ -90,7 +108,7 @@ def _pairs(pairs: Sequence[Tree]) -> list[str]:
     lines = []
     for pair in pairs:
         if found := pair["difference"]:
-            points, ends = found["avg"]["points"], interval(found["avg"]["ci95"])
+            points, ends = found["avg"]["points"], interval(widest(found["avg"]))
             lines.append(f"* {pair['row']} against {pair['against']}: {points:+.1f} points ({ends}).")
     return [*lines, ""] if lines else []
 
@@ -105,7 +123,7 @@ def _families(rows: Sequence[Tree]) -> list[str]:
     for row in rows:
         if row["difference"]:
             found = row["difference"]
-            entries = [f"{found[name]['points']:+.1f} ({interval(found[name]['ci95'])})" for name in names]
+            entries = [f"{found[name]['points']:+.1f} ({interval(widest(found[name]))})" for name in names]
         else:
             entries = [f"{row['mean'][name]:.1f}" if row["mean"] else "" for name in names]
         lines.append(f"| {row['row']} | {' | '.join(entries)} |")

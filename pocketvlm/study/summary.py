@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from device_bench.evaluate import load_answers
 from device_bench.stats import holm, paired_seeds
+from pocketvlm.ledger import Ledger
 from pocketvlm.study.cells import Cell
+from pocketvlm.study.config import Split
 from pocketvlm.study.markdown import markdown
 from vlm.folders import write_atomic
 from vlm.machine import processor
@@ -55,7 +57,6 @@ def summarise(
         readings: of the test split; empty for validation.
         trained: everything that was trained, for tuning, too.
     """
-    seconds = {cell.folder: cell.history()[config.seconds] for cell in trained}
     return {
         "schema": SCHEMA,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -63,7 +64,7 @@ def summarise(
         "split": config.split,
         "readings": [reading.model_dump() for reading in readings],
         "tuning": {row: {str(factor): score for factor, score in scores.items()} for row, scores in tuned.items()},
-        "spent": {"trainings": len(seconds), "seconds": round(sum(seconds.values())), "processor": processor()},
+        "spent": _spent({cell.folder: cell for cell in trained}.values()),
         "comparisons": {found.equal: _rows(config, found) for found in comparisons},
         "pairs": {found.equal: [_pair(config, found, *pair) for pair in config.pairs] for found in comparisons},
     }
@@ -73,6 +74,21 @@ def write(result: Study, out: Path) -> None:
     """Write study.json and study.md."""
     write_atomic(out / "study.json", json.dumps(result, indent=1) + "\n")
     write_atomic(out / "study.md", markdown(result))
+
+
+def _spent(trained: Collection[Cell]) -> dict[str, Any]:
+    """Seconds of processors in training, and of one evaluation after the other on the wall."""
+    stamps = [
+        Ledger(cell.folder).stamp(cell.evaluation(split).products[0].name)
+        for cell in trained
+        for split in get_args(Split)
+    ]
+    return {
+        "trainings": len(trained),
+        "seconds": round(sum(cell.history()["processor_seconds"] for cell in trained)),
+        "evaluating_seconds": round(sum(stamp.seconds or 0.0 for stamp in stamps if stamp)),
+        "processor": processor(),
+    }
 
 
 def _rows(config: StudyConfig, comparison: Comparison) -> list[dict[str, Any]]:
