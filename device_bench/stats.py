@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -240,7 +240,7 @@ def paired_seeds(pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]]) -> 
     return result
 
 
-def widest(found: SeedDifference) -> list[float]:
+def widest(found: Mapping[str, Any] | SeedDifference) -> list[float]:
     """The wider of a difference's two intervals."""
     both = [found["ci95"], *([found["t_ci95"]] if found["t_ci95"] else [])]
     return max(both, key=lambda ends: ends[1] - ends[0])
