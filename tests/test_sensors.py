@@ -188,3 +188,19 @@ def test_memory_is_read_by_the_whole_name_of_its_line() -> None:
     assert memory.total_pss_kib(two, 2) == 20
     unread = "** MEMINFO in pid 1 [a] **\n App Summary\n TOTAL PSS: 0 TOTAL RSS: 0\n"
     assert isinstance(memory.total_pss_kib(unread), Absent)
+
+
+@pytest.mark.parametrize(
+    ("line", "power"),
+    [
+        ("VDD_GPU -12mW/3mW VDD_CPU_SOC_MSS 4205mW/4165mW VIN_SYS_5V0 4206mW/4126mW", 8399),
+        ("VDD_GPU -1200mW/3mW VDD_CPU_SOC_MSS 4205mW/4165mW VIN_SYS_5V0 4206mW/4126mW", None),
+        ("VDD_GPU -12mW/3mW VDD_CPU_SOC_MSS -4mW/4165mW VIN_SYS_5V0 3mW/4126mW", None),
+        ("VDD_IN 4021mW/3900mW VDD_CPU_GPU_CV -8mW/0mW", 4021),
+        ("VDD_IN -4mW/3900mW VDD_CPU_GPU_CV 500mW/0mW", None),
+        ("VDD_IN 0mW/0mW", None),
+    ],
+)
+def test_a_rail_that_feeds_nothing_may_be_a_little_below_zero_a_module_never(line: str, power: float | None) -> None:
+    found = tegrastats.tegra(line).power
+    assert (None if isinstance(found, Absent) else found.milliwatts) == power

@@ -11,6 +11,9 @@ Value = TypeVar("Value")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?([eE][+-]?[0-9]{1,2})?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
 
+# 80 uV, the offset of an INA3221, across a shunt of 5 milliohms at 20 V is 320 mW.
+RAIL_OFF_MW, RAIL_MOST_MW = 320, 500_000
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -54,6 +57,14 @@ def celsius(degrees: float, what: str) -> float | Absent:
     if degrees == 0 or degrees <= -40:
         return Absent(f"{what}: prints {degrees:g}, which means that the sensor is off")
     return within(degrees, -40, 150, what, "degrees Celsius")
+
+
+def rail_mw(milliwatts: float, name: str) -> float | Absent:
+    """Power of a supply rail; one that feeds nothing reads a little on either side of 0, as far as its sensor is off.
+
+    A sum keeps the sign: taking the negative ones for 0 would add up the sensors' errors instead of cancelling them.
+    """
+    return within(milliwatts, -RAIL_OFF_MW, RAIL_MOST_MW, name, "mW")
 
 
 def listing(text: str, files: Iterable[str]) -> dict[str, str]:

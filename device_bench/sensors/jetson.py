@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from device_bench.sensors.base import Absent, integer, listing, single, within
+from device_bench.sensors.base import Absent, integer, listing, rail_mw, single
 
 _MODE = re.compile(r"(?:NVPM VERB: Current mode: )?NV Power Mode: ?(\S+)")
 
@@ -76,7 +76,7 @@ def _channel(said: dict[str, str], n: int) -> tuple[str, float | Absent] | None:
     millivolts, milliamperes = integer(volts or ""), integer(amperes)
     if millivolts is None or milliamperes is None:
         return label, Absent(f"{label}: voltage or current is not readable")
-    return label, within(millivolts * milliamperes / 1000, 0, 500_000, label, "mW")
+    return label, rail_mw(millivolts * milliamperes / 1000, label)
 
 
 IIO_FILES = tuple(f"{name}{n}{rest}" for n in range(3) for name, rest in (("rail_name_", ""), ("in_power", "_input")))
@@ -91,5 +91,5 @@ def iio_rails(text: str) -> dict[str, float | Absent]:
         if file.startswith("rail_name_") and label and label != "NC":
             milliwatts = integer(said.get(f"{folder}/in_power{file[-1]}_input", ""))
             missing = Absent(f"{label}: power is not readable")
-            rails.setdefault(label, missing if milliwatts is None else within(milliwatts, 0, 500_000, label, "mW"))
+            rails.setdefault(label, missing if milliwatts is None else rail_mw(milliwatts, label))
     return rails

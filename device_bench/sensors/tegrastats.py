@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from device_bench.sensors.base import Absent, celsius, number, within
+from device_bench.sensors.base import RAIL_MOST_MW, Absent, celsius, number, rail_mw, within
 
 _TIME = re.compile(r"\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2}(?= )")
 _RAM = re.compile(r"(?<!\S)RAM (\d{1,9})/(\d{1,9})MB(?!\S)")
@@ -72,17 +72,16 @@ def tegra(line: str) -> Tegra:
 
 
 def total_power(rails: dict[str, float | Absent]) -> Power | Absent:
-    """Power of the whole module from the power of its rails in milliwatts."""
-    for name in WHOLE:
-        if name in rails:
-            value = rails[name]
-            return value if isinstance(value, Absent) else Power(value, (name,))
-    for names in SUMS:
-        if all(name in rails for name in names):
-            values = [rails[name] for name in names]
-            missing = [value for value in values if isinstance(value, Absent)]
-            return missing[0] if missing else Power(sum(v for v in values if not isinstance(v, Absent)), names)
-    return Absent(f"no rail of the whole module among {', '.join(sorted(rails)) or 'none'}")
+    """Power of the whole module from the power of its rails in milliwatts; a rail may be below 0, a module never."""
+    names = next((names for names in (*((name,) for name in WHOLE), *SUMS) if all(name in rails for name in names)), ())
+    if not names:
+        return Absent(f"no rail of the whole module among {', '.join(sorted(rails)) or 'none'}")
+    values = [rails[name] for name in names]
+    if missing := [value for value in values if isinstance(value, Absent)]:
+        return missing[0]
+    total = sum(value for value in values if not isinstance(value, Absent))
+    checked = within(total, 1, RAIL_MOST_MW, "+".join(names), "mW")
+    return checked if isinstance(checked, Absent) else Power(checked, names)
 
 
 def _cpus(line: str) -> list[tuple[int, int] | None] | Absent:
@@ -131,5 +130,5 @@ def _rails(line: str) -> dict[str, float | Absent]:
     found: dict[str, float | Absent] = {}
     for match in _RAIL.finditer(line):
         if match[1] != "NC":  # not connected
-            found.setdefault(match[1], within(float(match[2]), 0, 500_000, match[1], "mW"))
+            found.setdefault(match[1], rail_mw(float(match[2]), match[1]))
     return found
