@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from distill.config import DistillConfig
+from distill.config import DistillConfig, Stage
 from distill.model import AlignKD
 from distill.teacher.live import Teacher
+from distill.training.trainer import LEARNED_RATE, parameter_groups
 from tests.tiny import random_model
 from vlm.data.collator import IGNORE, segment_mask
 
@@ -205,6 +206,18 @@ def test_a_learned_weight_tends_to_half_its_degrees_over_the_value() -> None:
     loss = made(**BATCHES["v1"]())["loss"]
     (gradient,) = torch.autograd.grad(loss, parameter)
     assert abs(float(gradient)) < 1e-6
+
+
+def test_learned_weights_have_their_own_learning_rate() -> None:
+    data = {"kind": "scene_captions", "count": 1}
+    stage = Stage(name="s", data=data, steps=1, batch_size=1, learning_rate=1e-4, projector_learning_rate=2e-4)
+    made = module("cosine")
+    student, fast, learned = parameter_groups(made, stage)
+    assert (student["lr"], fast["lr"], learned["lr"]) == (1e-4, 2e-4, LEARNED_RATE)
+    assert learned["params"] == [made.adapters["log_weight_attention"].value]
+    grouped = [p for group in (student, fast, learned) for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in made.parameters() if p.requires_grad}
+    assert len(parameter_groups(module("published"), stage)) == 2
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from distill.adapters import LEARNED
 from distill.config import DistillConfig, Stage
 from distill.data.batches import sampler_for
 from distill.model import AlignKD
@@ -24,6 +26,7 @@ from vlm.errors import CheckFailed, UserError
 from vlm.folders import write_atomic
 
 COMPLETE = "complete"  # file of a checkpoint that every process has finished
+LEARNED_RATE = 0.02  # of a learned weight's logarithm: Beta-KD's code has 1000 times its model's 2e-5
 CHECK_STEPS = 10  # from one count of what the data workers could not read to the next
 
 
@@ -69,17 +72,13 @@ class DistillTrainer(Trainer):
         return batches, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the projector and the adapters at the projector's learning rate."""
+        """AdamW with a learning rate for each group of parameters."""
         if self.optimizer is None:
-            fast = self.stage.projector_learning_rate or self.stage.learning_rate
-            named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-            is_fast = [n.startswith("adapters.") or "multi_modal_projector" in n for n, _ in named]
-            groups = [
-                {"params": [p for (_, p), f in zip(named, is_fast, strict=True) if f == wanted], "lr": rate}
-                for wanted, rate in ((False, self.stage.learning_rate), (True, fast))
-            ]
             self.optimizer = torch.optim.AdamW(
-                groups, betas=self.config.betas, weight_decay=self.config.weight_decay, fused=True
+                parameter_groups(self.module, self.stage),
+                betas=self.config.betas,
+                weight_decay=self.config.weight_decay,
+                fused=True,
             )
         return self.optimizer
 
@@ -120,6 +119,28 @@ class DistillTrainer(Trainer):
         Processes.from_launcher().wait()
         if self.args.should_save:
             write_atomic(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / COMPLETE, "")
+
+
+def parameter_groups(module: AlignKD, stage: Stage) -> list[dict[str, Any]]:
+    """What trains, and how fast: the student, its projector and the adapters, and the logarithms of learned weights.
+
+    Returns:
+        Groups for an optimizer; the last one is left out where no weight is learned.
+    """
+    student: list[nn.Parameter] = []
+    fast: list[nn.Parameter] = []
+    learned: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and name.startswith("adapters." + LEARNED):
+            learned.append(parameter)
+        elif parameter.requires_grad:
+            is_fast = name.startswith("adapters.") or "multi_modal_projector" in name
+            (fast if is_fast else student).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": student, "lr": stage.learning_rate},
+        {"params": fast, "lr": stage.projector_learning_rate or stage.learning_rate},
+    ]
+    return groups + ([{"params": learned, "lr": LEARNED_RATE, "weight_decay": 0.0}] if learned else [])
 
 
 class ProgressLines(TrainerCallback):
