@@ -1,10 +1,11 @@
-"""The modules ExecuTorch gets: the decoder with its key-value cache in buffers, and a table of 8-bit embeddings."""
+"""The modules ExecuTorch gets: a decoder with its key-value cache in buffers, 8-bit embeddings and linear layers."""
 
 import executorch.extension.llm.custom_ops.custom_ops  # registers torch.ops.llama.*
 import executorch.kernels.quantized  # noqa: F401  (registers torch.ops.quantized_decomposed.embedding_byte.out)
 import torch
 from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401  (... .embedding_byte.dtype)
 from torch import nn
+from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
 from export.graph import Decoder
@@ -58,3 +59,20 @@ class ByteEmbedding(nn.Module):
         """Look the ids up and dequantize their rows."""
         lookup = torch.ops.quantized_decomposed.embedding_byte.dtype
         return lookup(self.rows, self.scales, None, -INT8_MAX - 1, INT8_MAX, input_ids, dtype=torch.float32)
+
+
+class WeightOnlyLinear(nn.Module):
+    """A linear layer with a rounded weight [out, in] and inputs in float32; its bias [out] is added apart.
+
+    XNNPACK's exporter wants to scale a bias by its input's scale, which there is none of.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x [..., in] -> [..., out]."""
+        y = F.linear(x, self.weight)  # [..., out]
+        return y if self.bias is None else y + self.bias

@@ -4,20 +4,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxUnpackedToInt8Tensor, quantize_
+from torchao.quantization import (
+    Int8DynamicActivationIntxWeightConfig,
+    IntxUnpackedToInt8Tensor,
+    IntxWeightOnlyConfig,
+    quantize_,
+)
 from torchao.quantization.granularity import PerAxis
 
 from export.blocks import Rounding, quantize_blocks
 
 ZERO = 8  # of the codes; torchao's integers are signed
 _ROWS = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+_ROWS_ALONE = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
 
 
-def byte_weight(weight: torch.Tensor) -> Any:
-    """Round a weight [out, in] to 8 bits with a scale per row; its inputs are rounded to 8 bits per token."""
+def byte_weight(weight: torch.Tensor, inputs: bool = True) -> Any:
+    """Round a weight [out, in] to 8 bits with a scale per row.
+
+    Args:
+        weight: float32.
+        inputs: whether the layer's inputs are rounded to 8 bits per token, too.
+    """
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(layer, _ROWS, lambda found, _: isinstance(found, nn.Linear))
+    quantize_(layer, _ROWS if inputs else _ROWS_ALONE, lambda found, _: isinstance(found, nn.Linear))
     return layer.weight
 
 

@@ -6,6 +6,7 @@ first output of vision_encoder and passes over the second, the patch features, w
 
 import copy
 import gc
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from export._executorch_backends import backend, partitioner
 from export._executorch_lowering import COMPILE, forget, lower
-from export._executorch_modules import ByteEmbedding, CachedDecoder
+from export._executorch_modules import ByteEmbedding, CachedDecoder, WeightOnlyLinear
 from export._executorch_rounding import byte_weight, nibble_weight
 from export._executorch_weights import byte_embedding, linear_weights, read_program
 from export.calibration import LayerInputs
@@ -37,7 +38,6 @@ COST = Cost(memory=4.5, seconds=90e-9, vision=4.0)
 GROUPS = {"8da4w": 32, "8da4w-128": 128}  # columns of a 4-bit weight that share a scale
 PRESETS = {
     "fp32": uniform("fp32"),
-    # The vision tower's own 8-bit inputs cost it its parity where activations have outliers: only on request.
     "8da8w": uniform("8da8w", vision="fp32", projector="fp32", embedding="int8"),
     **{name: uniform(name, vision="fp32", projector="fp32", embedding="int8") for name in GROUPS},
     "coreml": uniform("fp32", vision="fp16", projector="fp16"),
@@ -45,8 +45,8 @@ PRESETS = {
 }
 PRECISIONS = tuple(PRESETS)
 STORAGES = {
-    "vision": ("fp32", "8da8w"),
-    "projector": ("fp32", "8da8w"),
+    "vision": ("fp32", "int8", "8da8w"),
+    "projector": ("fp32", "int8", "8da8w"),
     "embedding": ("fp32", "int8"),
     "decoder": ("fp32", "8da8w", *GROUPS),
     "head": ("fp32", "8da8w", *GROUPS),
@@ -54,6 +54,10 @@ STORAGES = {
 SAME_WEIGHT = 0.9  # least cosine of a weight read back with the one it came from; another of its shape has about 0
 PREFIX = 8  # rows that are enough to tell weights apart
 FLOATS = {"fp32", "fp16"}
+# A tower's layers that read floats where the others' inputs are rounded: softmax exponentiates the errors of queries
+# and keys, and the first layer's go through all others. The built-in student's tower, whose first layer looks at single
+# neighbours, fails its parity without them.
+SENSITIVE = re.compile(r"vision_tower\..*layers\.(0\.|\d+\.self_attn\.[qk]_proj)")
 
 
 def write(
@@ -64,7 +68,8 @@ def write(
     Args:
         checkpoint: the model, in any type; it is not changed. Rounded linears are float32 one at a time.
         precision: one of PRESETS, with exceptions; see export.precision. 8da4w: 4-bit weights in groups of 32 and 8-bit
-            activations scaled per token; 8da8w: 8-bit weights with a scale per row.
+            activations scaled per token; 8da8w: 8-bit weights with a scale per row; int8: these with float activations,
+            also SENSITIVE layers of 8da8w.
         folder: an existing folder.
         context_length: longest sequence, S, in tokens.
         inputs: what the decoder's matrices are multiplied with; see export.formats.base.
@@ -97,11 +102,13 @@ def _notes(checkpoint: Checkpoint, stored: dict[str, str]) -> list[str]:
     """What a user must know of the precisions in use."""
     if not _is_rounded(stored):
         return []
-    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] not in FLOATS]
+    rounded = [part for part in ("vision", "projector", "decoder", "head") if stored[part] not in {*FLOATS, "int8"}]
     ragged = [name for name, layer, component in _linears(checkpoint) if _is_ragged(layer, stored[component])]
+    inputs = f"The linear layers of {', '.join(rounded)} round their inputs to 8 bits per token as they run"
+    floats = ", but for the tower's queries, keys and first layer" if "vision" in rounded else ""
     return [
-        f"The linear layers of {', '.join(rounded)} round their inputs to 8 bits per token as they run; everything but "
-        "their weights and the embedding stays float32, the key-value cache too.",
+        *([f"{inputs}{floats}."] if rounded else []),
+        *(["What is not rounded is float32, the key-value cache too."] if "fp16" not in stored.values() else []),
         *([f"8-bit weights, rows being no multiple of the group: {', '.join(ragged)}."] if ragged else []),
     ]
 
@@ -153,7 +160,7 @@ def _modules(
 ) -> dict[str, Callable[[], nn.Module]]:
     """Each method -> what makes its module, a copy of the checkpoint's with the weights as `stored`."""
     model = checkpoint.model
-    storages = {id(layer): stored[part] for _, layer, part in _linears(checkpoint)}
+    storages = {id(layer): _storage(name, stored[part]) for name, layer, part in _linears(checkpoint)}
     return {
         "vision_encoder": lambda: _rounded(checkpoint, VisionEncoder(model), storages, inputs),
         "token_embedding": lambda: (
@@ -165,21 +172,28 @@ def _modules(
     }
 
 
+def _storage(name: str, storage: str) -> str:
+    """How a linear layer of a component is stored."""
+    return "int8" if storage == "8da8w" and SENSITIVE.search(name) else storage
+
+
 def _rounded(
     checkpoint: Checkpoint, shared: nn.Module, storages: dict[int, str], inputs: LayerInputs | None
 ) -> nn.Module:
     """Copy a module that shares the checkpoint's parameters; each becomes float32 and is rounded before the next."""
     copied = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()}).eval()
-    for original, module in zip(list(shared.modules()), list(copied.modules()), strict=True):
+    for original, (path, module) in zip(list(shared.modules()), list(copied.named_modules()), strict=True):
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=False))
         if isinstance(module, nn.Linear) and (storage := storages.get(id(original), "fp32")) not in FLOATS:
-            if _is_ragged(module, storage) or storage == "8da8w":
-                weight = byte_weight(module.weight)
+            if storage == "int8":
+                copied.set_submodule(path, WeightOnlyLinear(byte_weight(module.weight, inputs=False), module.bias))
+            elif _is_ragged(module, storage) or storage == "8da8w":
+                module.weight = nn.Parameter(byte_weight(module.weight), requires_grad=False)
             else:
                 factor = inputs.factor(original.get_parameter("weight")) if inputs else None
                 weight = nibble_weight(module.weight, GROUPS[storage], factor)
-            module.weight = nn.Parameter(weight, requires_grad=False)
+                module.weight = nn.Parameter(weight, requires_grad=False)
             release_pages(checkpoint)
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             # XNNPACK has no fused attention: the eager form lowers to fewer and better supported operators.
