@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from device_bench.devices import _bundle, _recipe
+from device_bench.devices import _build, _bundle, _recipe
 from device_bench.devices._bundle import bundle, examined, own_bundle
 from device_bench.devices._recipe import RECORD
 from device_bench.sensors.base import Absent
+from pocketvlm.cli import app
 from vlm.errors import UserError
 from vlm.folders import sha256
 
@@ -92,3 +94,35 @@ def test_a_runner_that_the_user_built_is_taken_instead(tmp_path: Path, monkeypat
     assert own is not None and own.command("/there") == ["/there/pocketvlm-runner"]
     assert examined("onnx", "mips") == f"your own, {tmp_path / 'onnx'}"
     assert sorted(own.files) == ["libc++_shared.so", "libonnxruntime.so", "pocketvlm-runner"]
+
+
+def test_a_compiler_that_fails_is_told_with_what_it_said(tools: Path) -> None:
+    (tools / "aarch64-linux-gnu-g++").write_text("#!/bin/sh\necho cannot find cc1plus >&2\nexit 4\n")
+    with pytest.raises(
+        UserError, match=r"g\+\+ --version \.\.\.` ended with 4\.\ncannot find cc1plus\nA cross compiler"
+    ):
+        bundle("executorch", "arm64-v8a")
+
+
+def test_a_compiler_without_its_binutils_is_told(tools: Path) -> None:
+    with pytest.raises(UserError, match=r"aarch64-linux-gnu-readelf: No such file or directory\. A cross compiler"):
+        _build._needed(tools / "x.so", str(tools / "aarch64-linux-gnu-g++"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--abi", "nonsense"], "--abi nonsense: no bundle for this processor"),
+        (["--engine", "executorch", "--engine", "nonsense"], "engine 'nonsense': no runner"),
+        (["--engine", "executorch", "--engine", "onnx"], "onnxruntime_c_api.h: not found"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_begun(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    monkeypatch.setattr(_bundle, "make", lambda *rest: pytest.fail("begun"))
+    monkeypatch.setattr(_recipe, "HEADER_PLACES", ())
+    monkeypatch.delenv("ONNXRUNTIME_HEADERS", raising=False)
+    done = CliRunner().invoke(app, ["bundle", *words])
+    assert isinstance(done.exception, UserError) and message in str(done.exception)
+    assert capfd.readouterr().err == ""

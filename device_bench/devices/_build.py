@@ -16,10 +16,12 @@ from vlm.folders import sha256, write_atomic
 from vlm.runtimes._executorch_library import HARNESS
 from vlm.runtimes._executorch_library import RUNNER as RUNNER_NAME
 
+TOOLS = "A cross compiler with its binutils, cmake and make are needed."
+
 
 def key(recipe: Recipe) -> str:
     """A name for what a bundle is made of: another compiler, source or library gives another one."""
-    digest = hashlib.sha256(_output([recipe.compiler, "--version"]).encode())
+    digest = hashlib.sha256(_run([recipe.compiler, "--version"]).encode())
     for path in [
         HARNESS / "CMakeLists.txt",
         Path(__file__),
@@ -62,7 +64,7 @@ def make(work: Path, recipe: Recipe) -> Path:
     record = {
         "abi": recipe.abi,
         "engine": recipe.engine,
-        "versions": {how.package: recipe.version, "compiler": _output([compiler, "--version"]).splitlines()[0]},
+        "versions": {how.package: recipe.version, "compiler": _run([compiler, "--version"]).partition("\n")[0]},
         "wheel": {"file": wheel.name, "sha256": sha256(wheel)},
         "files": {path.name: sha256(path) for path in sorted(ready.iterdir())},
     }
@@ -96,9 +98,8 @@ def _compile(work: Path, recipe: Recipe, libraries: list[Path], packages: Path |
         includes = packages.parents[1] / "include"
         settings += [f"-DLLAMACPP_INCLUDE_DIR={includes}", f"-DLLAMACPP_LIBRARY_DIR={packages}"]
     build = work / "build"
-    advice = "A cross compiler, cmake and make are needed."
-    _run(["cmake", "-S", str(HARNESS), "-B", str(build), *settings], advice)
-    _run(["cmake", "--build", str(build), "--parallel", "2"], advice)
+    _run(["cmake", "-S", str(HARNESS), "-B", str(build), *settings])
+    _run(["cmake", "--build", str(build), "--parallel", "2"])
     return build / RUNNER_NAME
 
 
@@ -115,7 +116,7 @@ def _find(name: str, places: list[Path], compiler: str) -> Path:
         # A wheel has the library under its full version only.
         if found := [path for path in (place / name, *sorted(place.glob(f"{name}.*"))) if path.is_file()]:
             return found[0]
-    return Path(_output([compiler, f"-print-file-name={name}"]))
+    return Path(_run([compiler, f"-print-file-name={name}"]))
 
 
 def _place(source: Path, to: Path) -> None:
@@ -128,18 +129,20 @@ def _place(source: Path, to: Path) -> None:
 
 def _needed(path: Path, compiler: str) -> list[str]:
     readelf = re.sub(r"g\+\+[^/]*$", "readelf", compiler)
-    return re.findall(r"\(NEEDED\).*\[(.+)\]", _output([readelf, "-d", str(path)]))
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", _run([readelf, "-d", str(path)]))
 
 
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _run(command: list[str], advice: str = TOOLS) -> str:
+    """What a program prints.
 
-
-def _run(command: list[str], advice: str) -> None:
+    Raises:
+        UserError: it is not there or failed; the message has what it said last, and the advice.
+    """
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{command[0]}: not found. {advice}") from error
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror or error}. {advice}") from error
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-15:])
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise UserError(f"`{' '.join(command[:4])} ...` ended with {done.returncode}.\n{tail}\n{advice}")
+    return done.stdout.strip()

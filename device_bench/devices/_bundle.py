@@ -70,6 +70,17 @@ def bundle(engine: str, abi: str) -> Bundle:
     return _open(folder, engine, how.processor)
 
 
+def check(engine: str, abi: str) -> None:
+    """Make sure that a bundle can be made here, or is in the cache.
+
+    Raises:
+        UserError: there is none for this engine or processor, or something to make it from is missing.
+    """
+    how = recipe(engine, abi)
+    if not (_folder(how) / RECORD).is_file():
+        how.headers()
+
+
 def examined(engine: str, abi: str) -> str | Absent:
     """Which runner a device with this processor would get, every file of it checked; nothing is built.
 

@@ -14,11 +14,14 @@ def bundle(
     import json
 
     from device_bench.devices._bundle import bundle as make
+    from device_bench.devices._bundle import check
     from device_bench.devices._recipe import ENGINES, RECORD
     from pocketvlm.console import print_json, print_table
     from pocketvlm.progress import Progress
 
     engines = engine or list(ENGINES)
+    for name in engines:
+        check(name, abi)  # what cannot be made is refused before any time is spent
     with Progress(quiet=as_json) as progress:
         progress.single("bundle", 60.0 * len(engines))
         progress.update(0.0, "bundle")
