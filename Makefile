@@ -58,13 +58,13 @@ teacher: $(INSTALLED) ## train the shipped vision tower and teacher anew (takes 
 study-tiny: $(INSTALLED) ## what distillation is worth: three seeds, distilled against undistilled, paired
 	$(BIN)/pocketvlm ablate studies/tiny.yaml
 
-STUDIES = main converged transfer methods when paper
+STUDIES = main converged transfer methods recipe when paper
 evidence: $(INSTALLED) ## all studies, and docs/evidence.md from them (many hours; goes on where it was stopped)
 	$(BIN)/python -m distill.tower --out runs/transfer-tower --patch 16 --steps 1300 --threads 1
 	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml
 	$(BIN)/pocketvlm distill configs/converged.yaml
-	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=1000 --out runs/teacher-1600
-	$(BIN)/pocketvlm distill configs/teacher.yaml vision=checkpoints/tiny-teacher stages.1.steps=3000 --out runs/teacher-3600
+	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml stages.1.steps=1000 --out runs/transfer-teacher-1600
+	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml stages.1.steps=3000 --out runs/transfer-teacher-3600
 	failed=; for study in $(STUDIES); do $(BIN)/pocketvlm ablate studies/$$study.yaml >/dev/null || failed="$$failed $$study"; done; \
 	$(BIN)/python -m pocketvlm.evidence --collect runs && if [ "$$failed" ]; then echo "not complete:$$failed" >&2; exit 1; fi
 
