@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pocketvlm.evidence import DOCUMENT, HOME, Evidence, collect, document, load
+from pocketvlm.pipeline import RunConfig
 from vlm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +17,9 @@ CLAIM = {"says": "It helps.", "by": "us", "study": "one", "row": "best", "at_lea
 def result(points: float, low: float, high: float = 9.0) -> dict:
     """A study.json of two rows and one pair."""
     found = {"points": points, "ci95": [points - 0.1, points + 0.1], "t_ci95": [low, high], "seeds": [points, points]}
-    seeds = [{"seed": seed, "steps": 5, "seconds": 60.0, "reports": [], "scores": {"avg": 1.0}} for seed in (0, 1)]
+    seeds: list[dict[str, object]] = [
+        {"seed": seed, "steps": 5, "seconds": 60.0, "reports": [], "scores": {"avg": 1.0}} for seed in (0, 1)
+    ]
     common = {"against": "base", "at": {}, "seeds": seeds, "mean": {"avg": 50.0}, "std": 1.0, "failures": {}}
     rows = [
         {**common, "row": "base", "difference": None, "p_holm": None},
@@ -95,3 +98,11 @@ def test_make_evidence_runs_the_documents_studies() -> None:
     makefile = (ROOT / "Makefile").read_text()
     studies = next(line for line in makefile.splitlines() if line.startswith("STUDIES = ")).split()[2:]
     assert studies == [section.study for section in load(ROOT / HOME)[0].sections]
+
+
+def test_the_recommended_recipe_is_the_same_everywhere() -> None:
+    """Its terms in the default's, the studies' and the second pair's file, but for K: the pair has fewer tokens."""
+    files = ("tiny", "best", "transfer")
+    runs = [RunConfig.load(ROOT / "configs" / f"{name}.yaml").distill for name in files]
+    terms = [{name: term.model_dump(exclude={"focus_tokens"}) for name, term in run.terms.items()} for run in runs]
+    assert terms[0] == terms[1] == terms[2] and len(terms[0]) == 3

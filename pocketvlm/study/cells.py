@@ -71,12 +71,13 @@ class Cell:
 
 def tuning_cells(study: StudyConfig, out: Path) -> dict[tuple[str, float], list[Cell]]:
     """Row and factor -> the trainings that say how good that learning rate is for that row."""
-    tuning = study.tuning
+    if study.tuning is None:
+        return {}
+    seeds, factors = study.tuning.seeds, study.tuning.factors
     return {
-        (row.name, factor): [_at_steps(study, out, row, seed, factor) for seed in tuning.seeds]
+        (row.name, factor): [_at_steps(study, out, row, seed, factor) for seed in seeds]
         for row in study.rows
-        for factor in (tuning.factors if tuning else [])
-        if tuning
+        for factor in factors
     }
 
 

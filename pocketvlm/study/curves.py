@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STEM = "curves"  # of the figures' file names
 HEIGHT, WIDTH = 360, 620  # pixels
 _LINES = ("muted", "accent", "undistilled", "onnx", "executorch", "coreml")
-_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)))
 _WINDOW = 5  # probes: one is the loss of a single batch
 
 
