@@ -3,6 +3,8 @@
 from pydantic import Field, field_validator
 
 from vlm.config import Config
+from vlm.errors import UserError
+from vlm.manifest import artifact_folder
 from vlm.registry import require
 
 DEFAULT_TARGETS = (
@@ -21,7 +23,7 @@ class ExportConfig(Config):
     """Which artifacts to write and how to prove them.
 
     Attributes:
-        targets: "<format>:<precision>" each, for example "onnx:int4".
+        targets: "<format>:<precision>" each, for example "onnx:int4"; none of them twice.
         context_length: longest sequence an artifact takes, prompt with vision tokens and answer, in tokens.
         probes: questions on which parity is measured; the worst one counts.
         allow_drift: keep an artifact that fails parity; its manifest and the report say so.
@@ -41,7 +43,9 @@ class ExportConfig(Config):
 
     @field_validator("targets")
     @classmethod
-    def _formats_exist(cls, targets: list[str]) -> list[str]:
-        for target in targets:
+    def _formats_exist_and_folders_differ(cls, targets: list[str]) -> list[str]:
+        for number, target in enumerate(targets):
             require("export.formats", target.partition(":")[0])
+            if artifact_folder(target) in map(artifact_folder, targets[:number]):
+                raise UserError(f"target {target!r}: {artifact_folder(target)} is asked for twice. Give it once.")
         return targets

@@ -23,13 +23,16 @@ def resolve(
         presets: the format's presets by name, each with all COMPONENTS.
         storages: what the format can store each component as.
     Raises:
-        UserError: an unknown preset, component or storage, or a component given twice.
+        UserError: an unknown preset, component or storage, an exception of another form, or a component given twice.
     """
     preset, *exceptions = text.split(",")
     _check("precision", preset, presets)
     chosen, excepted = dict(presets[preset]), set()
     for exception in exceptions:
         component, _, storage = exception.partition("=")
+        if storages and not (component and storage):
+            form = ", ".join(f"{name}={kinds[0]}" for name, kinds in list(storages.items())[:2])
+            raise UserError(f"precision {text!r}: {exception!r} found, COMPONENT=STORAGE expected, such as {form}.")
         _check(f"precision {text!r}: component", component, storages)
         if component in excepted:
             raise UserError(f"precision {text!r}: {component} is given twice. Give it once.")

@@ -16,6 +16,7 @@ from export.calibration import LayerInputs, calibration_embeddings
 from export.config import ExportConfig
 from export.forecast import Forecast, forecast, parameters, seconds_of
 from export.formats.base import Written
+from export.outcome import Failure, Outcome
 from export.parity import TorchReference, climb
 from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
@@ -61,8 +62,8 @@ class Source:
     probes: list[Probe]
 
 
-def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress | None = None) -> list[Path]:
-    """Write and prove every target of `config`.
+def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress | None = None) -> Outcome:
+    """Write and prove every target of `config`, whatever becomes of the others.
 
     Args:
         config: targets and how to prove them.
@@ -70,23 +71,27 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
         out: gets one folder "<format>-<precision>" per target.
         on_progress: told the share of all work that is done and a sentence, at each step.
     Returns:
-        The artifacts' folders.
+        The artifacts' folders, and the targets that failed: of an artifact that is not the checkpoint's model no folder
+        is left, of one that could not be written an older one stays.
     Raises:
-        UserError: an unknown target, a damaged checkpoint, an engine that is not installed; a context too short for the
-            probes; more memory or disk needed than there is, unless config.force.
-        CheckFailed: an artifact is not the checkpoint's model; no folder of it is left.
+        UserError: before anything is written: an unknown target, a damaged checkpoint, a library that is not installed;
+            a context too short for the probes; more memory or disk needed than there is, unless config.force.
     """
     targets = [parse_target(text) for text in config.targets]
     opened, say = _open(checkpoint, config), on_progress or _silent
     _needs(config, opened, out).refuse_if_hopeless(config.force)
     parts = [seconds_of(target.format, target.precision, parameters(opened), config) for target in targets]
     ends = [sum(parts[: index + 1]) / sum(parts) for index in range(len(parts))]
-    source = _trace(opened, config)
-    artifacts = []
+    source, outcome = _trace(opened, config), Outcome()
     for target, begin, end in zip(targets, [0.0, *ends], ends, strict=False):
         share = partial(_between, say, begin, end)
-        artifacts.append(_export(source, target, out, config, share))
-    return artifacts
+        try:
+            outcome.artifacts.append(_export(source, target, out, config, share))
+        except (CheckFailed, UserError) as error:
+            outcome.failures.append(Failure(target.name, str(error), isinstance(error, CheckFailed)))
+            share(1.0, f"{target.name}: failed")
+            release_heap()
+    return outcome
 
 
 def expected(config: ExportConfig, checkpoint: Path, out: Path) -> Forecast:
@@ -107,8 +112,13 @@ def _between(say: Progress, begin: float, end: float, done: float, text: str) ->
 def export_one(
     checkpoint: Path, target: str, out: Path, config: ExportConfig, on_progress: Progress | None = None
 ) -> Path:
-    """Write and prove one target; see `run`."""
-    return run(config.model_copy(update={"targets": [target]}), checkpoint, out, on_progress)[0]
+    """Write and prove one target; see `run`.
+
+    Raises:
+        CheckFailed: the artifact is not the checkpoint's model.
+        UserError: as `run`, and what is found while it is written: the disk is full, an engine is not installed.
+    """
+    return run(config.model_copy(update={"targets": [target]}), checkpoint, out, on_progress).finished()[0]
 
 
 def parse_target(text: str) -> Target:
@@ -178,10 +188,11 @@ def _export(source: Source, target: Target, out: Path, config: ExportConfig, say
             manifest.model_copy(update={"parity": parity}).write(folder)
             if not parity.passed and not config.allow_drift:
                 raise CheckFailed(_failure(target, parity))
-    except CheckFailed:
-        # Neither the rejected artifact nor an older one under this name is what the user asked for.
-        for folder in (final, final.with_name(f"{final.name}.partial")):
-            shutil.rmtree(folder, ignore_errors=True)
+    except (CheckFailed, UserError) as error:
+        shutil.rmtree(final.with_name(f"{final.name}.partial"), ignore_errors=True)
+        if isinstance(error, CheckFailed):
+            # Neither the rejected artifact nor an older one under this name is what the user asked for.
+            shutil.rmtree(final, ignore_errors=True)
         raise
     say(1.0, f"{target.name}: done, logits cosine {parity.logits_cos:.6f}")
     return final

@@ -62,7 +62,7 @@ def test_an_export_that_cannot_fit_is_refused_unless_forced(
     assert not list(tmp_path.iterdir())
     shares: list[float] = []
     forced = config.model_copy(update={"force": True, "context_length": 256})
-    assert run(forced, checkpoint.folder, tmp_path, lambda share, _: shares.append(share))[0].is_dir()
+    assert run(forced, checkpoint.folder, tmp_path, lambda share, _: shares.append(share)).finished()[0].is_dir()
     assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
 
 

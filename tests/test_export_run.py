@@ -1,5 +1,6 @@
 """The export stage leaves a complete and proven artifact, or none."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from export.config import ExportConfig
 from export.formats.base import Written
 from export.graph import VisionEncoder
 from export.run import export_one, parse_target, run
+from pocketvlm.commands.export import show
 from tests.broken_engines import ClassTokenLast
 from vlm.errors import CheckFailed, UserError
 from vlm.manifest import Manifest, Precision, read_manifest
@@ -32,15 +34,17 @@ class StubFormat:
     """A format whose artifact is torch itself with an optional error, so that the stage can be tested fast."""
 
     ENGINE = "onnx"
-    PRECISIONS = ("fp32",)
+    PRECISIONS = ("fp32", "fp16")
 
-    def __init__(self, runtime: type[TorchRuntime]) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: type[TorchRuntime], failure: Exception | None) -> None:
+        self.runtime, self.failure = runtime, failure
 
     def write(
         self, checkpoint: Checkpoint, precision: str, folder: Path, context_length: int, inputs: LayerInputs | None
     ) -> Written:
         (folder / "weights.bin").write_bytes(b"weights")
+        if self.failure and precision == "fp16":
+            raise self.failure
         self.opened = checkpoint
         return Written(Precision(vision="fp32", projector="fp32", embedding="fp32", decoder="fp32"), {"layers": 2})
 
@@ -52,8 +56,9 @@ class StubFormat:
         return self.runtime(self.opened)
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, runtime: type[TorchRuntime]) -> None:
-    stub = StubFormat(runtime)
+def plant(monkeypatch: pytest.MonkeyPatch, runtime: type[TorchRuntime], failure: Exception | None = None) -> None:
+    """Let `failure` be what comes of writing fp16."""
+    stub = StubFormat(runtime, failure)
     monkeypatch.setattr(export.run, "load", lambda package, name: stub)
     monkeypatch.setattr(export.run, "open_runtime", stub.open)
 
@@ -66,7 +71,7 @@ def test_an_artifact_is_complete_and_proven(
 ) -> None:
     plant(monkeypatch, TorchRuntime)
     said: list[str] = []
-    (folder,) = run(CONFIG, random_checkpoint, tmp_path, lambda _, text: said.append(text))
+    (folder,) = run(CONFIG, random_checkpoint, tmp_path, lambda _, text: said.append(text)).finished()
     manifest: Manifest = read_manifest(folder, checksums=True)
     assert folder == tmp_path / "onnx-fp32" and [f.path for f in manifest.files] == ["tokenizer.json", "weights.bin"]
     assert manifest.parity is not None and manifest.parity.passed and not manifest.parity.allowed_drift
@@ -81,8 +86,32 @@ def test_a_failing_export_names_rung_value_and_bar_and_leaves_no_artifact(
     run(CONFIG, random_checkpoint, tmp_path)
     plant(monkeypatch, ClassTokenLast)
     with pytest.raises(CheckFailed, match=r"(?s)onnx-fp32.*vision cosine \S+, bar 0\.9999.*--allow-drift"):
-        run(CONFIG, random_checkpoint, tmp_path)
+        run(CONFIG, random_checkpoint, tmp_path).finished()
     assert not (tmp_path / "onnx-fp32").exists()
+
+
+@pytest.mark.parametrize("failure", [CheckFailed("it is another model"), UserError("the disk is full")])
+def test_one_target_that_fails_leaves_the_others_and_nothing_half_written(
+    failure: Exception,
+    random_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plant(monkeypatch, TorchRuntime, failure)
+    config = CONFIG.model_copy(update={"targets": ["onnx:fp16", "onnx:fp32"]})
+    outcome = run(config, random_checkpoint, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx-fp32"] and outcome.artifacts == list(tmp_path.iterdir())
+    show(outcome, as_json=True)
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["failed"] == [{"name": "onnx-fp16", "message": str(failure)}] and len(tree["artifacts"]) == 1
+    with pytest.raises(type(failure), match=f"(?s)1 of 2 targets failed.*{failure}"):
+        outcome.finished()
+
+
+def test_a_target_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="target 'onnx:int4': onnx-int4 is asked for twice"):
+        ExportConfig(targets=["onnx:int4", "onnx:fp32", "onnx:int4"])
 
 
 def test_allowed_drift_is_kept_and_written_down(

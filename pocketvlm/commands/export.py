@@ -1,9 +1,14 @@
 """`pocketvlm export`: a checkpoint becomes artifacts, each proven to be the same model."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from export.outcome import Outcome
 
 
 def export(
@@ -39,20 +44,22 @@ def export(
         needs = expected(config, checkpoint, out)
         progress.note(f"This export {needs.text()}.")
         progress.single("export", needs.seconds)
-        artifacts = run(config, checkpoint, out, progress.update)
-    show(artifacts, as_json)
+        outcome = run(config, checkpoint, out, progress.update)
+    show(outcome, as_json)
+    outcome.finished()
 
 
-def show(artifacts: list[Path], as_json: bool) -> None:
-    """Print each artifact's size and parity."""
+def show(outcome: Outcome, as_json: bool) -> None:
+    """Print each artifact's size and parity; as JSON, what failed too."""
     from pocketvlm.console import print_json, print_table
     from vlm.manifest import read_manifest
 
-    manifests = [(folder, read_manifest(folder)) for folder in artifacts]
+    manifests = [(folder, read_manifest(folder)) for folder in outcome.artifacts]
     if as_json:
         keys = {"name", "format", "precision", "parity", "notes"}
         dumps = [{"path": p, "bytes": m.bytes, **m.model_dump(mode="json", include=keys)} for p, m in manifests]
-        print_json({"artifacts": dumps})
+        failed = [{"name": failure.name, "message": failure.message} for failure in outcome.failures]
+        print_json({"artifacts": dumps, "failed": failed})
         return
     rows = []
     for folder, manifest in manifests:
@@ -61,4 +68,5 @@ def show(artifacts: list[Path], as_json: bool) -> None:
         cosines = [None, None] if parity is None else [parity.vision_cos, parity.logits_cos]
         shown = ["-" if value is None else f"{value:.6f}" for value in cosines]
         rows.append([str(folder), f"{manifest.bytes / 1e6:.1f} MB", *shown, verdict])
-    print_table("", ["artifact", "size", "vision cosine", "logits cosine", "parity"], rows)
+    if rows:
+        print_table("", ["artifact", "size", "vision cosine", "logits cosine", "parity"], rows)
