@@ -1,8 +1,9 @@
 """Measures artifacts on a device: one result file per artifact, every pass in a fresh process."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ def silent(fraction: float, message: str) -> None:
     """Progress that nobody watches."""
 
 
-def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Progress = silent) -> list[Path]:
+def run(
+    config: BenchConfig,
+    artifacts: list[Path],
+    out: Path,
+    on_progress: Progress = silent,
+    device: Device | None = None,
+) -> list[Path]:
     """Measure artifacts one after the other; one that fails does not keep the others from being measured.
 
     Args:
@@ -31,24 +38,34 @@ def run(config: BenchConfig, artifacts: list[Path], out: Path, on_progress: Prog
         artifacts: artifact folders, or checkpoints (run with torch), with different names.
         out: results go to out/<device>/<artifact name>.json.
         on_progress: called with the fraction done (0 to 1) and what is being done.
+        device: the configuration's, if it has been opened already.
     Raises:
         UserError: an artifact or the device is unusable.
         CheckFailed: a process crashed, was killed or imported a training library; the message names each.
     """
     _check(config, artifacts)
     results, failures = [], []
-    device = open_device(config.device)
-    try:
+    device = device or open_device(config.device)
+    with _left_clean(device):
         for index, artifact in enumerate(artifacts):
             try:
                 results.append(_bench(device, artifact, config, out, within(on_progress, index, len(artifacts))))
             except CheckFailed as failure:
                 failures.append(str(failure))
-    finally:
-        device.clean_up()
     if failures:
         raise CheckFailed("\n".join(failures))
     return results
+
+
+@contextmanager
+def _left_clean(device: Device) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        device.interrupt()
+        raise
+    finally:
+        device.clean_up()
 
 
 def run_on(
@@ -69,7 +86,8 @@ def run_on(
         UserError, CheckFailed: as `run` does; the other devices' measurements are finished and written first.
     """
     _check_devices(devices, split)
-    done, stopping = dict.fromkeys(devices, 0.0), threading.Event()
+    opened, done = {name: open_device(name) for name in devices}, dict.fromkeys(devices, 0.0)
+    stopping = threading.Event()
 
     def one(name: str) -> list[Path]:
         def report(fraction: float, text: str) -> None:
@@ -79,7 +97,8 @@ def run_on(
             on_progress(sum(done.values()) / len(done), f"{name}: {text}" if len(devices) > 1 else text)
 
         part = (devices.index(name), len(devices)) if split else config.part
-        return run(config.model_copy(update={"device": name, "part": part}), artifacts, out, report)
+        own = config.model_copy(update={"device": name, "part": part})
+        return run(own, artifacts, out, report, opened[name])
 
     if len(devices) == 1:
         return one(devices[0])
@@ -88,7 +107,10 @@ def run_on(
         try:
             wait(queues)
         except KeyboardInterrupt:
-            stopping.set()  # each cleans its device up at its next step
+            on_progress(sum(done.values()) / len(done), "interrupted: every device is left clean")
+            stopping.set()
+            for device in opened.values():
+                device.interrupt()
             raise
     results = _results(queues)
     if split and config.tasks:
@@ -130,10 +152,8 @@ def bench_one(artifact: Path, config: BenchConfig, out: Path, on_progress: Progr
         CheckFailed: the measurement is invalid; the result file is written and says why.
     """
     device = open_device(config.device)
-    try:
+    with _left_clean(device):
         return _bench(device, artifact, config, out, on_progress)
-    finally:
-        device.clean_up()
 
 
 def _bench(device: Device, artifact: Path, config: BenchConfig, out: Path, on_progress: Progress) -> Path:

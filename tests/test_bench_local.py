@@ -206,15 +206,27 @@ def test_progress_only_grows_and_ends_at_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_engine")
-def test_several_devices_are_measured_at_once_and_one_that_fails_keeps_no_other_from_it(tmp_path: Path) -> None:
+def test_several_devices_are_measured_at_once_and_one_that_fails_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(LocalDevice):
+        def push(self, artifact: Path) -> Path:
+            raise UserError("--device gone: not there")
+
+    monkeypatch.setattr("device_bench.run.open_device", lambda spec: Gone() if spec == "gone" else LocalDevice())
     folder = artifact(tmp_path)
-    with pytest.raises(UserError, match=r"locl"):
-        run_on(["local", "locl"], BenchConfig(**QUICK), [folder], tmp_path / "results")
+    with pytest.raises(UserError, match="--device gone: not there"):
+        run_on(["local", "gone"], BenchConfig(**QUICK), [folder], tmp_path / "results")
     assert read_result(folder)["valid"] is True
 
 
-@pytest.mark.parametrize(("devices", "message"), [(["local"] * 2, "named twice"), (["local", "adb"], "serial number")])
-def test_no_device_is_measured_twice_at_once(tmp_path: Path, devices: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [(["local"] * 2, "named twice"), (["local", "adb"], "serial number"), (["local", "locl"], "Did you mean 'local'")],
+)
+def test_devices_that_cannot_be_are_refused_before_any_is_measured(
+    tmp_path: Path, devices: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         run_on(devices, BenchConfig(**QUICK), [artifact(tmp_path)], tmp_path / "results")
 

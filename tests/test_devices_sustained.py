@@ -44,9 +44,9 @@ def test_a_timed_pass_that_a_restart_cut_short_begins_anew_with_its_cool_down(
             raise Interrupted
         once(job, *words)
 
-    def gate(*words: Any) -> Any:
+    def gate(*words: Any, **more: Any) -> Any:
         happened.append("gate")
-        return cool(*words)
+        return cool(*words, **more)
 
     monkeypatch.setattr(board, "_run_once", restarting)
     monkeypatch.setattr(_rules, "cool_down", gate)
@@ -61,8 +61,8 @@ def at_first_cool() -> Any:
 
     gates: list[Gate] = []
 
-    def gate(*words: Any) -> Gate:
-        gates.append(cool_down(*words) if gates else Gate(0.0, None, None, None))
+    def gate(*words: Any, **more: Any) -> Gate:
+        gates.append(cool_down(*words, **more) if gates else Gate(0.0, None, None, None))
         return gates[-1]
 
     return gate

@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,18 @@ def quote(*words: str) -> str:
 
 
 class Link(ABC):
-    """A connection to one device."""
+    """A connection to one device.
+
+    Attributes:
+        gone: whether it was waited for in vain.
+        interrupted: whether whatever waits shall end with KeyboardInterrupt; another thread sets it.
+        patience_s: how long a broken connection is waited for.
+    """
 
     spec: str
-    gone = False  # whether it was waited for in vain
+    gone = False
+    interrupted = False
+    patience_s = RECONNECT_S
 
     @abstractmethod
     def check(self) -> None:
@@ -131,35 +140,53 @@ class Link(ABC):
         reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
         reader.start()
         try:
-            while (line := lines.get(timeout=silence_s)) is not None:
+            while (line := self._next(lines, silence_s)) is not None:
                 yield line.rstrip("\r\n")
-        except queue.Empty as error:
-            raise Lost(f"silent for {silence_s:g} s") from error
         finally:
             process.kill()
             process.wait()
             reader.join()
 
-    def wait(self, timeout_s: float = RECONNECT_S) -> None:
+    def _next(self, lines: queue.Queue[str | None], silence_s: float) -> str | None:
+        for _ in range(max(1, round(silence_s / POLL_S))):
+            if self.interrupted:
+                raise KeyboardInterrupt
+            with suppress(queue.Empty):
+                return lines.get(timeout=POLL_S)
+        raise Lost(f"silent for {silence_s:g} s")
+
+    def wait(self) -> None:
         """Wait until the device can be used again.
 
         Raises:
             UserError: it does not come back; the last state is told.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self.patience_s
         while True:
+            back = True
             try:
                 self.check()
-                self.gone = False
-                return
             except UserError as error:
+                back = False
                 if time.monotonic() > deadline:
                     self.gone = True
                     raise UserError(
-                        f"{error} (It was waited for {timeout_s:g} s after the connection broke.)"
+                        f"{error} (It was waited for {self.patience_s:g} s after the connection broke.)"
                     ) from error
+            if self.interrupted:
+                raise KeyboardInterrupt
+            if back:
+                self.gone = False
+                return
             time.sleep(POLL_S)
             self.revive()
+
+    def pause(self, seconds: float) -> None:
+        """Do nothing for some seconds."""
+        for _ in range(max(1, round(seconds / POLL_S))):
+            if self.interrupted:
+                raise KeyboardInterrupt
+            time.sleep(POLL_S)
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

@@ -27,6 +27,7 @@ from device_bench.worker import FORBIDDEN
 from vlm.errors import CheckFailed, UserError
 
 Found = TypeVar("Found")
+HURRIED_S = 5.0  # for which a broken connection is waited for where the user has interrupted
 BREAKS = 25  # how often the connection may break in one pass
 ABIS = {"aarch64": "arm64-v8a", "arm64-v8a": "arm64-v8a", "x86_64": "x86_64"}
 
@@ -147,6 +148,8 @@ class RemoteDevice(Device):
             UserError: the device does not come back, or breaks again and again.
         """
         for _ in range(BREAKS):
+            if self.link.interrupted:
+                raise KeyboardInterrupt
             try:
                 return work()
             except Lost:
@@ -245,8 +248,14 @@ class RemoteDevice(Device):
         """A folder on this machine for what goes to the device."""
         return self._scratch
 
+    def interrupt(self) -> None:
+        """Let whatever waits for the device end."""
+        self.link.interrupted = True
+
     def clean_up(self) -> None:
         """Kill what still runs on the device, remove our folder there and the one here."""
+        if self.link.interrupted:
+            self.link.interrupted, self.link.patience_s = False, HURRIED_S
         try:
             if "claim" in vars(self) and self.link.gone:
                 with suppress(Lost):  # it was waited for long enough

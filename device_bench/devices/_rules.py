@@ -118,6 +118,7 @@ def passed_gate(device: "RemoteDevice", job: "Job", on_progress: Progress) -> Ga
         PHONE_LIMIT_C if device.android else BOARD_LIMIT_C,
         0 if device.emulated else job.cool_s,
         lambda text: on_progress(0.0, text),
+        sleep=device.link.pause,
     )
 
 

@@ -63,6 +63,10 @@ class Device(ABC):
     def pull(self, name: str, to: Path) -> None:
         """Fetch a file that the last pass wrote; nothing happens when it did not get to write it."""
 
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Let a pass that another thread runs end with KeyboardInterrupt, and `clean_up` be short: Ctrl-C."""
+
     def clean_up(self) -> None:  # noqa: B027  (optional: there may be nothing to remove)
         """Remove what `push` and `run` left on the device."""
 

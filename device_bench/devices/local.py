@@ -30,6 +30,8 @@ class LocalDevice(Device):
 
     spec = "local"
     settings = frozenset({"min_seconds"})
+    _running: subprocess.Popen[str] | None = None
+    _interrupted = False
 
     @cached_property
     def _scratch(self) -> Path:
@@ -52,7 +54,9 @@ class LocalDevice(Device):
         job_file.write_text(full.model_dump_json())
         # faulthandler: a crash in an engine's native code leaves a stack in the log.
         command = [sys.executable, "-X", "faulthandler", "-m", "device_bench.worker", str(job_file)]
-        code, timed_out = _supervise(command, self._scratch, _environment(full.threads), log, timeout_s, on_progress)
+        code, timed_out = self._supervise(command, _environment(full.threads), log, timeout_s, on_progress)
+        if self._interrupted:
+            raise KeyboardInterrupt
         what = f"{full.artifact.name}: the {full.kind} pass"
         if timed_out:
             raise CheckFailed(f"{what} took longer than {timeout_s:g} s and was killed. Raise timeout_s or see {log}.")
@@ -67,6 +71,45 @@ class LocalDevice(Device):
         """Move a file out of the scratch folder; nothing happens when the pass did not get to write it."""
         if (self._scratch / name).is_file():
             shutil.move(self._scratch / name, to)
+
+    def _supervise(
+        self, command: list[str], environment: dict[str, str], log: Path, timeout_s: float, on_progress: Progress
+    ) -> tuple[int, bool]:
+        """Run a process group to its end or its deadline; returns exit code and whether the deadline killed it."""
+        timed_out = threading.Event()
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self._scratch,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+                start_new_session=True,
+            )
+            self._running = process
+
+            def expire() -> None:
+                timed_out.set()
+                os.killpg(process.pid, signal.SIGKILL)
+
+            deadline = threading.Timer(timeout_s, expire)
+            deadline.start()
+            try:
+                _follow(process, on_progress)
+                return process.wait(), timed_out.is_set()
+            finally:
+                deadline.cancel()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+    def interrupt(self) -> None:
+        """Kill the pass that runs."""
+        self._interrupted = True
+        if self._running is not None and self._running.poll() is None:
+            os.killpg(self._running.pid, signal.SIGKILL)
 
     def clean_up(self) -> None:
         """Remove the scratch folder, if a pass ran."""
@@ -92,39 +135,6 @@ def _environment(threads: int) -> dict[str, str]:
     packages = str(Path(__file__).resolve().parents[2])  # where vlm and device_bench are imported from
     kept["PYTHONPATH"] = os.pathsep.join(part for part in (kept.get("PYTHONPATH"), packages) if part)
     return {**kept, **dict.fromkeys(THREAD_SETTINGS, str(threads))}
-
-
-def _supervise(
-    command: list[str], folder: Path, environment: dict[str, str], log: Path, timeout_s: float, on_progress: Progress
-) -> tuple[int, bool]:
-    """Run a process group to its end or its deadline; returns exit code and whether the deadline killed it."""
-    timed_out = threading.Event()
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-        )
-
-        def expire() -> None:
-            timed_out.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        deadline = threading.Timer(timeout_s, expire)
-        deadline.start()
-        try:
-            _follow(process, on_progress)
-            return process.wait(), timed_out.is_set()
-        finally:
-            deadline.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
 
 def _follow(process: subprocess.Popen[str], on_progress: Progress) -> None:
