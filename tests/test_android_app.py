@@ -17,10 +17,16 @@ APP = HARNESS / "app"
 JAVA = APP / "src" / "main" / "java"
 PACKAGE = "org.pocketvlm.bench"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
+STUBS = Path(__file__).parent / "android"  # the few classes of Android that the app uses
+# As `am instrument [-e job FOLDER]` does.
 MAIN = """
 public final class Main {
     public static void main(String[] words) {
-        System.exit(org.pocketvlm.bench.Runner.run(words[0]));
+        android.os.Bundle arguments = new android.os.Bundle();
+        if (words.length > 0) {
+            arguments.putString("job", words[0]);
+        }
+        new org.pocketvlm.bench.Bench().onCreate(arguments);
     }
 }
 """
@@ -42,7 +48,7 @@ def test_manifest_gradle_java_and_the_library_name_the_same_things() -> None:
 
 @pytest.fixture(scope="module")
 def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words that run a job folder in a Java process through the app's class and its library."""
+    """Words that run a job folder in a Java process through the app's classes and its library."""
     javac, cmake = shutil.which("javac"), shutil.which("cmake")
     if javac is None or cmake is None:
         pytest.skip("no JDK or no cmake: nothing to compile the app's Java and its library with")
@@ -55,9 +61,9 @@ def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         pytest.skip(str(error))
     work = tmp_path_factory.mktemp("java")
     (work / "Main.java").write_text(MAIN)
-    runner = str(JAVA / PACKAGE.replace(".", "/") / "Runner.java")
+    sources = [str(path) for folder in (JAVA, STUBS) for path in sorted(folder.rglob("*.java"))]
     commands = [
-        [javac, "-Xlint:all", "-Werror", "-d", str(work), str(work / "Main.java"), runner],
+        [javac, "-Xlint:all", "-Werror", "-d", str(work), str(work / "Main.java"), *sources],
         [cmake, "-S", str(HARNESS), "-B", str(work / "build"), f"-DCMAKE_PREFIX_PATH={sdk}", "-DJNI=ON"],
         [cmake, "--build", str(work / "build"), "--target", "pocketvlm_bench"],
     ]
@@ -67,10 +73,10 @@ def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         )
         assert done.returncode == 0, done.stdout + done.stderr
     program = str(home / "bin" / "java")
-    return [program, "-Xss8m", f"-Djava.library.path={work / 'build'}", "-cp", str(work), "Main"]
+    return [program, "-Xss1m", f"-Djava.library.path={work / 'build'}", "-cp", str(work), "Main"]
 
 
-def test_java_gets_the_answers_of_the_runner_and_its_exit_codes(
+def test_the_instrumentation_gets_the_answers_of_the_runner_and_its_exit_codes(
     java: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from tests.executorch_artifacts import artifact_folder, compiled_engine
@@ -79,12 +85,16 @@ def test_java_gets_the_answers_of_the_runner_and_its_exit_codes(
 
     folder = artifact_folder(tmp_path_factory, "fp32")
     job = f"model {folder / MODEL}\nthreads 1\neos 999999\nmax_new_tokens 6\nrequest q - 1 5 9 13\n"
-    found = []
+    said, found = [], []
     for name, command in {"program": [str(compiled_engine() / RUNNER)], "java": java}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.txt").write_text(job)
-        assert subprocess.run([*command, str(tmp_path / name)], check=False).returncode == 0
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True, check=True)
+        said.append(done.stdout)
         found.append(answers(tmp_path / name))
     assert found[0] == found[1] and len(found[0]["q"]) == 6
+    assert said[1] == "INSTRUMENTATION_CODE: -1 code=0\n"
     (tmp_path / "wrong").mkdir()
-    assert subprocess.run([*java, str(tmp_path / "wrong")], capture_output=True, check=False).returncode == 2
+    for words in ([str(tmp_path / "wrong")], []):
+        done = subprocess.run([*java, *words], capture_output=True, text=True, check=False)
+        assert done.stdout == "INSTRUMENTATION_CODE: 0 code=2\n"

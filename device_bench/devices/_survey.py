@@ -27,7 +27,7 @@ def survey(device: RemoteDevice) -> Found:
         **_runners(identity.arch or "unknown"),
         "use": Absent(f"another bench ({holder}) is measuring on it") if holder else "free",
         "accuracy": "answers come back and are scored here",
-        "speed": LEFT_OUT if emulated else "load, vision, first token, prefill, decode",
+        "speed": LEFT_OUT if emulated else "load, vision, first token, prefill, decode, all on the processor",
         "memory": LEFT_OUT if emulated else "peak RSS" + (" and PSS" if device.android else ""),
         "energy": LEFT_OUT if emulated else _energy(device, reading),
         "cool-down": _heat(device, reading),

@@ -27,6 +27,7 @@ PARTS = (
     ),
     ("machine", "trixie", "amd64", ("qemu-system-arm",)),
     ("android", "bookworm", "amd64", ("aapt", "android-framework-res")),
+    ("classes", "sid", "amd64", ("libandroid-23-java",)),
     ("kernel", "trixie", "arm64", ("linux-image-cloud-arm64", "busybox-static")),
 )  # fmt: skip
 DONE = "complete"

@@ -1,13 +1,17 @@
-"""The app's manifest, compiled by Android's own packager against Android's own resources (Debian's builds of both)."""
+"""The app's manifest and its Java, compiled against Android's own resources and classes (Debian's builds of them)."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.rig.fetch import folder
 from vlm.runtimes._executorch_library import HARNESS
 
-MANIFEST = HARNESS / "app" / "src" / "main" / "AndroidManifest.xml"
+MAIN = HARNESS / "app" / "src" / "main"
+MANIFEST = MAIN / "AndroidManifest.xml"
 PACKAGE = "org.pocketvlm.bench"
 
 
@@ -27,3 +31,16 @@ def test_the_manifest_compiles_and_names_the_instrumentation(tmp_path: Path) -> 
     shown = subprocess.run(show, env=environment, capture_output=True, text=True, check=True).stdout
     assert f'android:name(0x01010003)="{PACKAGE}.Bench"' in shown
     assert f'android:targetPackage(0x01010021)="{PACKAGE}"' in shown
+
+
+def test_the_java_compiles_against_androids_classes(tmp_path: Path) -> None:
+    javac = shutil.which("javac")
+    if javac is None:
+        pytest.skip("no JDK")
+    android = next(path for path in (folder() / "classes").rglob("*.jar") if path.stat().st_size > 2**20)
+    # Android 6, older than any that the app runs on; its classes take the place of Java's own.
+    words = ["-source", "8", "-target", "8", "-bootclasspath", str(android), "-Xlint:all,-options", "-Werror"]
+    sources = [str(path) for path in sorted((MAIN / "java").rglob("*.java"))]
+    done = subprocess.run([javac, *words, "-d", str(tmp_path), *sources], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.stem for path in tmp_path.rglob("*.class")) == ["Bench", "Runner"]
