@@ -64,7 +64,8 @@ def load(device: "RemoteDevice", job: Job, on_progress: Progress) -> dict[str, A
     """Load the model in a fresh process and ask one short question, which is not timed."""
     asker = Asker(job.artifact)
     ask = [Request("load", "-", asker.ids(DESCRIBE, False)[:2])]
-    results = device.answer(job, _settings(asker, max_new_tokens=1), ask, Watching(on_progress, "load", 1))
+    watching = Watching(on_progress, "load", 1, prefix=device.prefix)
+    results = device.answer(job, _settings(asker, max_new_tokens=1), ask, watching)
     return {"load_ms": results.load_ms}
 
 

@@ -47,6 +47,9 @@ class TimedRun:
         wanted, allowed = self._device.cluster, cpu_list(results.cpus or "")
         if not isinstance(wanted, Absent) and allowed != wanted:
             self._broken.append(f"the runner was to run on processors {wanted}, it ran on {results.cpus}")
+        if not isinstance(wanted, Absent) and self._job.threads > len(wanted):
+            count = f"{self._job.threads} threads on {len(wanted)} fast processors"
+            self._broken.append(f"{count}, so that they waited for each other: --threads {len(wanted)}")
 
     def warmup(self, replies: Sequence[Reply]) -> int:
         """How many answers are left out; a run that never settles breaks a rule."""
@@ -76,6 +79,9 @@ class TimedRun:
         notes = ["preprocessing is done by the host: ttft_ms is from pixels in the device's memory to the first token"]
         if isinstance(cluster, Absent):
             notes.append(f"not pinned to fast processors: {cluster.reason}")
+        elif self._job.threads < len(cluster):
+            count = f"{self._job.threads} threads on {len(cluster)} fast processors"
+            notes.append(f"{count}: --threads {len(cluster)} uses them all")
         if self._device.emulated and self._broken:
             notes.append(f"an emulated device, so these broken rules only count as notes: {'; '.join(self._broken)}")
         return {
