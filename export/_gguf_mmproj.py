@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFWriter, LlamaFileType
 from PIL import Image
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from export._gguf_vision import Q8_0, q8_0
 from export.graph import VisionEncoder
+from export.source import names_in
 from vlm.models.checkpoint import Checkpoint
 from vlm.models.mobilevlm import LDPv2
 from vlm.preprocess import pixel_values
@@ -57,13 +59,20 @@ def unsupported(checkpoint: Checkpoint) -> str:
     return "" if grid == GRID else f"llama.cpp's LDPv2 graph takes {GRID} patches per side, the tower has {grid}"
 
 
-def write_mmproj(checkpoint: Checkpoint, encoder: VisionEncoder, path: Path) -> None:
-    """Write vision tower and projector under llama.cpp's names, matrices as float16."""
+def write_mmproj(checkpoint: Checkpoint, encoder: VisionEncoder, path: Path, rounded: list[str]) -> None:
+    """Write vision tower and projector under llama.cpp's names, matrices as float16, or q8_0 where `rounded` says so.
+
+    Args:
+        checkpoint: the model.
+        encoder: its vision tower and projector, float32.
+        path: gets the file.
+        rounded: the checkpoint's names of matrices (`export._gguf_vision.eight_bit`).
+    """
     vision: Any = checkpoint.model.config.vision_config
     count = len(encoder.layers)
     writer = GGUFWriter(path, "clip")
     writer.add_name(checkpoint.folder.name)
-    writer.add_file_type(1)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if rounded else LlamaFileType.MOSTLY_F16)
     writer.add_bool("clip.has_text_encoder", False)
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.has_llava_projector", True)
@@ -84,7 +93,12 @@ def write_mmproj(checkpoint: Checkpoint, encoder: VisionEncoder, path: Path) -> 
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision.layer_norm_eps)
     writer.add_array("clip.vision.image_mean", list(checkpoint.facts.preprocessing.mean))
     writer.add_array("clip.vision.image_std", list(checkpoint.facts.preprocessing.std))
-    for name, tensor in _tensors(encoder).items():
+    theirs, tensors = names_in(checkpoint, VisionEncoder(checkpoint.model)), _tensors(encoder)
+    eight_bit = {id(encoder.get_parameter(ours)) for ours, name in theirs.items() if name in rounded}
+    for name, tensor in tensors.items():
+        if id(tensor) in eight_bit:
+            writer.add_tensor(name, q8_0(tensor.detach().numpy()), raw_dtype=Q8_0)
+            continue
         half = tensor.ndim > 1
         writer.add_tensor(name, tensor.detach().to(torch.float16 if half else torch.float32).contiguous().numpy())
     writer.write_header_to_file()

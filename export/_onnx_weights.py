@@ -12,7 +12,7 @@ from torch import nn
 
 from export._onnx_blocks import ROUNDINGS, constants, pack, unpack
 from export._onnx_graph import DOMAIN
-from export.blocks import Rounding, quantize_blocks
+from export.blocks import Blocks, Rounding, quantize_blocks
 
 QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
 # 8-bit weights with a scale per output, multiplied as integers by inputs that are rounded to 8 bits per call: on
@@ -53,13 +53,19 @@ def name_matrices(model: onnx.ModelProto, modules: dict[str, nn.Module]) -> None
             node.input[index] = renamed.get(name, name)
 
 
-def store(model: onnx.ModelProto, storage: Callable[[str], str], accuracy_level: int) -> None:
+def store(
+    model: onnx.ModelProto,
+    storage: Callable[[str], str],
+    accuracy_level: int,
+    quantize: Callable[[np.ndarray, Rounding], Blocks] = quantize_blocks,
+) -> None:
     """Replace the named matrices of a graph by what they are stored as, in place.
 
     Args:
         model: a graph after `name_matrices`.
         storage: parameter name -> "fp32", "fp16", DYNAMIC (linear layers only) or a name of ROUNDINGS.
         accuracy_level: MatMulNBits' own: 0 computes in float32, 4 rounds activations to 8 bits.
+        quantize: rounds a matrix.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     done: dict[str, list[onnx.TensorProto]] = {}
@@ -83,7 +89,7 @@ def store(model: onnx.ModelProto, storage: Callable[[str], str], accuracy_level:
         is_linear = node.op_type == "MatMul"
         matrix = to_array(tensors[name]).T if is_linear else to_array(tensors[name])  # [rows, columns]
         if name not in done:
-            blocks = quantize_blocks(np.ascontiguousarray(matrix), ROUNDINGS[kind])
+            blocks = quantize(np.ascontiguousarray(matrix), ROUNDINGS[kind])
             done[name] = constants(name, pack(blocks, ROUNDINGS[kind], matrix.shape[1], is_linear))
         packed = [tensor.name for tensor in done[name]]
         nodes.append(_quantized_node(node, packed, matrix.shape, ROUNDINGS[kind], accuracy_level))

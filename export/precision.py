@@ -31,7 +31,7 @@ def resolve(
     for exception in exceptions:
         component, _, storage = exception.partition("=")
         if storages and not (component and storage):
-            form = ", ".join(f"{name}={kinds[0]}" for name, kinds in list(storages.items())[:2])
+            form = ", ".join(f"{name}={next(iter(kinds))}" for name, kinds in list(storages.items())[:2])
             raise UserError(f"precision {text!r}: {exception!r} found, COMPONENT=STORAGE expected, such as {form}.")
         _check(f"precision {text!r}: component", component, storages)
         if component in excepted:

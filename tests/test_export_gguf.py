@@ -15,6 +15,8 @@ pytest.importorskip("gguf", reason="gguf is not installed")
 
 import llama_cpp
 import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
 
 from export._gguf_decoder import (
     deinterleave,
@@ -25,7 +27,8 @@ from export._gguf_decoder import (
     storage,
     write_decoder,
 )
-from export._gguf_mmproj import measure
+from export._gguf_mmproj import measure, write_mmproj
+from export._gguf_vision import Q8_0, eight_bit, read_vision
 from export._gguf_vocabulary import tokenization_differences
 from export.calibration import input_powers
 from export.graph import VisionEncoder
@@ -41,6 +44,8 @@ from vlm.runtimes.llamacpp import VISION, LlamaCppRuntime
 from vlm.runtimes.torch import TorchRuntime
 from vlm.tokenizer import Tokenizer
 
+MIXED = "q4_0,vision=q8_0,projector=q8_0,embedding=f16,head=q8_0"
+
 
 def wide(folder: Path) -> Checkpoint:
     """A model whose rows K-quants divide, stored in float16."""
@@ -50,7 +55,7 @@ def wide(folder: Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, model=model.half())
 
 
-@pytest.fixture(scope="module", params=["f16", "q4_0", "q5_k_m", "q4_0,embedding=f16,head=q8_0"])
+@pytest.fixture(scope="module", params=["f16", "q4_0", "q5_k_m", MIXED])
 def exported(
     request: pytest.FixtureRequest, random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, Manifest]:
@@ -160,6 +165,34 @@ def test_embedding_and_head_are_stored_as_asked(artifact: Manifest) -> None:
         assert types["blk.0.attn_q.weight"] == "Q4_0"
         assert (artifact.precisions.embedding, artifact.precisions.head) == ("f16", "q8_0")
         assert not any("in another type" in note for note in artifact.notes)
+
+
+def test_a_tower_in_q8_0_is_the_same_in_both_of_its_files_and_llama_cpp_takes_it(
+    checkpoint: Checkpoint, artifact: Manifest, tmp_path: Path
+) -> None:
+    if "vision=q8_0" not in artifact.precision:
+        assert (artifact.precisions.vision, artifact.precisions.projector) == ("f16", "f16")
+        return
+    folder, encoder = Path(artifact.name), VisionEncoder(checkpoint.model)
+    ours = read_vision(checkpoint, folder / VISION)
+    tensors = {tensor.name: tensor for tensor in GGUFReader(folder / "mmproj.gguf").tensors}
+    theirs = [dequantize(t.data, t.tensor_type) for t in tensors.values() if t.tensor_type == Q8_0]
+    linear = [weight.numpy() for name, weight in ours.items() if weight.ndim == 2 and "embedding" not in name]
+    assert len(linear) == len(theirs) == 2 * 6 + 2  # two layers are read, and the projector
+    assert all(any(np.array_equal(matrix, other) for other in theirs) for matrix in linear)
+    runtimes = reference(checkpoint, artifact), LlamaCppRuntime(folder, 1)
+    assert cosine(*(runtime.encode_image(pixels()).tokens for runtime in runtimes)) > 0.99999
+    write_mmproj(checkpoint, encoder, tmp_path / "f16.gguf", [])
+    wide = measure(checkpoint, encoder, folder / "decoder.gguf", tmp_path / "f16.gguf")
+    assert artifact.settings["mmproj_cosine_min"] == pytest.approx(wide.cosine_min, abs=0.005)
+
+
+def test_rows_of_the_tower_that_do_not_divide_stay_float16_and_are_named(random_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(random_checkpoint)
+    checkpoint.model.model.multi_modal_projector.linear_1 = torch.nn.Linear(40, 64)
+    rounded, ragged = eight_bit(checkpoint, {"vision": "f16", "projector": "q8_0"})
+    assert ragged == ["model.multi_modal_projector.linear_1.weight"]
+    assert rounded == ["model.multi_modal_projector.linear_2.weight"]
 
 
 def test_grouped_heads_and_rows_that_do_not_divide(random_checkpoint: Path, tmp_path: Path) -> None:

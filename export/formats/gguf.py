@@ -22,7 +22,7 @@ from export._gguf_decoder import (
     write_decoder,
 )
 from export._gguf_mmproj import measure, unsupported, write_mmproj
-from export._gguf_vision import read_vision, write_vision
+from export._gguf_vision import eight_bit, read_vision, write_vision
 from export._gguf_vocabulary import PROBES, tokenization_differences
 from export.calibration import SCENES, LayerInputs
 from export.formats.base import Cost, Written
@@ -39,7 +39,13 @@ COST = Cost(memory=3.0, seconds=35e-9, vision=4.0, temporary=2.0, gptq=False)
 CHOSEN = "llama.cpp"  # llama.cpp chooses, by the decoder's precision
 PRESETS = {name: uniform("f16", embedding=CHOSEN, decoder=name, head=CHOSEN) for name in FILE_TYPES}
 PRECISIONS = tuple(PRESETS)
-STORAGES = {"embedding": tuple(MATRIX_TYPES), "head": tuple(MATRIX_TYPES)}
+VISION_TYPES = ("f16", "q8_0")
+STORAGES = {
+    "vision": VISION_TYPES,
+    "projector": VISION_TYPES,
+    "embedding": tuple(MATRIX_TYPES),
+    "head": tuple(MATRIX_TYPES),
+}
 MMPROJ = "mmproj.gguf"
 MATRICES = {"embedding": "token_embd.weight", "head": "output.weight"}
 
@@ -51,8 +57,8 @@ def write(
 
     Args:
         checkpoint: the model, its weights as they are stored.
-        precision: a preset, and exceptions for embedding and head (export.precision); the vision tower's matrices are
-            float16 in all of them.
+        precision: a preset, and exceptions but for the decoder (export.precision); every preset has the vision tower's
+            and the projector's matrices in float16.
         context_length: longest sequence in tokens.
         inputs: not used: llama.cpp rounds itself.
     Raises:
@@ -61,7 +67,7 @@ def write(
     chosen = resolve(precision, PRESETS, STORAGES)
     preset, decoder = chosen["decoder"], folder / DECODER
     embedding, head = (None if chosen[part] == CHOSEN else chosen[part] for part in ("embedding", "head"))
-    if precision == "f16":
+    if preset == "f16" and not embedding and not head:
         write_decoder(checkpoint, decoder, context_length)
     else:
         source = folder / "decoder-f16.gguf"
@@ -69,8 +75,6 @@ def write(
         importance = importance_matrix(checkpoint) if preset in WEIGHTED else None
         quantize(source, decoder, preset, importance, embedding, head)
         source.unlink()
-    encoder: Any = in_float32(VisionEncoder(checkpoint.model))
-    write_vision(checkpoint, encoder, folder / VISION)
     types = storage(decoder)
     notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, preset, embedding)]
     if preset in WEIGHTED:
@@ -80,10 +84,10 @@ def write(
     settings["tokenizer_differences"] = len(different)
     if different:
         notes.append(f"llama.cpp's own tokenizer splits {len(different)} of {len(PROBES)} texts unlike tokenizer.json.")
-    _add_mmproj(checkpoint, encoder, folder, settings, notes)
+    _add_vision(checkpoint, chosen, folder, settings, notes)
     stored = {name: types[tensor].lower() for name, tensor in MATRICES.items() if tensor in types}
     return Written(
-        precisions=Precision(vision="f16", projector="f16", decoder=preset, **stored),
+        precisions=Precision(vision=chosen["vision"], projector=chosen["projector"], decoder=preset, **stored),
         settings=settings,
         notes=notes,
     )
@@ -105,9 +109,26 @@ def _fallbacks(types: dict[str, str], precision: str, embedding: str | None) -> 
     return [f"llama.cpp stored these in another type than {block}: {', '.join(other)}."] if other else []
 
 
+def _add_vision(
+    checkpoint: Checkpoint,
+    chosen: dict[str, str],
+    folder: Path,
+    settings: dict[str, int | float | str | bool],
+    notes: list[str],
+) -> None:
+    """Write the vision tower for ONNX Runtime and for llama.cpp."""
+    encoder: Any = in_float32(VisionEncoder(checkpoint.model))
+    rounded, ragged = eight_bit(checkpoint, chosen)
+    write_vision(checkpoint, encoder, folder / VISION, rounded)
+    if ragged:
+        notes.append(f"These stayed float16, their rows do not divide into blocks of q8_0: {', '.join(ragged)}.")
+    _add_mmproj(checkpoint, encoder, rounded, folder, settings, notes)
+
+
 def _add_mmproj(
     checkpoint: Checkpoint,
     encoder: VisionEncoder,
+    rounded: list[str],
     folder: Path,
     settings: dict[str, int | float | str | bool],
     notes: list[str],
@@ -117,7 +138,7 @@ def _add_mmproj(
     if reason:
         notes.append(f"No {MMPROJ}: {reason}.")
         return
-    write_mmproj(checkpoint, encoder, folder / MMPROJ)
+    write_mmproj(checkpoint, encoder, folder / MMPROJ, rounded)
     found = measure(checkpoint, encoder, folder / DECODER, folder / MMPROJ)
     settings["mmproj"] = MMPROJ
     if found.cosine_min is None or found.cosine_mean is None:
