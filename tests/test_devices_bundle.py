@@ -34,7 +34,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("engine", "abi", "message"),
     [
         ("coreml", "arm64-v8a", r"'coreml': no runner for other devices; executorch, onnx, llamacpp have one"),
-        ("onnx", "mips", r"--abi mips: no bundle for this processor; arm64-v8a expected"),
+        ("onnx", "mips", r"--abi mips: no bundle for this processor; arm64-v8a, x86_64 expected"),
     ],
 )
 def test_what_has_no_bundle_is_refused(engine: str, abi: str, message: str) -> None:
@@ -48,9 +48,14 @@ def test_a_missing_cross_compiler_says_what_to_install(tools: Path, monkeypatch:
         bundle("onnx", "arm64-v8a")
 
 
-def test_llama_cpp_asks_for_the_folder_of_its_packages(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMACPP_ROOT", "/nonexistent")
-    with pytest.raises(UserError, match=r"LLAMACPP_ROOT='/nonexistent'.*libllama-dev"):
+def test_llama_cpp_asks_for_the_folder_of_its_packages(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = tmp_path / "usr" / "include" / "llama.h"
+    header.parent.mkdir(parents=True)
+    header.touch()  # but no libraries for that processor
+    monkeypatch.setenv("LLAMACPP_ROOT", str(tmp_path))
+    with pytest.raises(UserError, match=rf"LLAMACPP_ROOT='{tmp_path}'.*aarch64-linux-gnu/libllama.so.*libllama-dev"):
         bundle("llamacpp", "arm64-v8a")
 
 

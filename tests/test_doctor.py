@@ -71,9 +71,11 @@ def test_the_data_that_is_missing_of_any_stage_is_named_beside_the_forecasts() -
 def test_every_push_bundle_is_looked_at_and_what_it_needs_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     found = {finding.name: finding for finding in doctor._bundles()}
-    assert found.keys() == {"arm64-v8a executorch", "arm64-v8a onnx", "arm64-v8a llamacpp"}
-    for finding in found.values():
-        assert (finding.state, finding.found) == ("note", "no") and "aarch64-linux-gnu-g++: not found" in finding.advice
+    engines = ("executorch", "onnx", "llamacpp")
+    assert found.keys() == {f"{abi} {engine}" for abi in ("arm64-v8a", "x86_64") for engine in engines}
+    for name, finding in found.items():
+        compiler = ("aarch64" if name.startswith("arm64") else "x86_64") + "-linux-gnu-g++"
+        assert (finding.state, finding.found) == ("note", "no") and f"{compiler}: not found" in finding.advice
 
 
 def test_every_phone_that_adb_lists_is_told_with_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

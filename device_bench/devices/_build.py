@@ -88,7 +88,10 @@ def _wheel(work: Path, recipe: Recipe) -> Path:
 
 
 def _compile(work: Path, recipe: Recipe, libraries: list[Path], packages: Path | None) -> Path:
-    settings = [f"-DENGINE={recipe.engine}", f"-DCMAKE_TOOLCHAIN_FILE={HARNESS / 'aarch64-linux.cmake'}"]
+    settings, toolchain = [f"-DENGINE={recipe.engine}"], recipe.processor.toolchain
+    settings += [
+        f"-DCMAKE_TOOLCHAIN_FILE={HARNESS / toolchain}" if toolchain else f"-DCMAKE_CXX_COMPILER={recipe.compiler}"
+    ]
     headers = recipe.headers()
     if headers is None:
         settings.append(f"-DCMAKE_PREFIX_PATH={libraries[0].parents[1]}")

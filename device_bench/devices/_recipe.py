@@ -35,6 +35,7 @@ class Processor:
     loader: str
     triplet: str
     platforms: tuple[str, ...]  # of wheels
+    toolchain: str | None = None  # file for CMake
 
 
 ENGINES = {
@@ -45,13 +46,23 @@ ENGINES = {
 RECORD = "bundle.json"
 OWN_RUNNERS = "POCKETVLM_RUNNERS"
 LLAMACPP_ROOT = "LLAMACPP_ROOT"
+
+
+def _platforms(processor: str) -> tuple[str, ...]:
+    return tuple(f"manylinux{age}_{processor}" for age in ("_2_28", "_2_27", "_2_17", "2014"))
+
+
 PROCESSORS = {
     "arm64-v8a": Processor(
         "aarch64-linux-gnu-g++",
         "g++-aarch64-linux-gnu",
         "ld-linux-aarch64.so.1",
         "aarch64-linux-gnu",
-        ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
+        _platforms("aarch64"),
+        "aarch64-linux.cmake",
+    ),
+    "x86_64": Processor(
+        "x86_64-linux-gnu-g++", "g++", "ld-linux-x86-64.so.2", "x86_64-linux-gnu", _platforms("x86_64")
     ),
 }
 ONNXRUNTIME_HEADERS = "ONNXRUNTIME_HEADERS"
@@ -124,7 +135,7 @@ def recipe(engine: str, abi: str) -> Recipe:
             f"{processor.compiler}: not found; the runner is compiled with it. Debian, Ubuntu: apt install "
             f"{processor.package} cmake make."
         )
-    return Recipe(engine, abi, version, compiler, _root() if how.needs_root else None)
+    return Recipe(engine, abi, version, compiler, _root(processor) if how.needs_root else None)
 
 
 def _version(how: Engine) -> str:
@@ -137,12 +148,12 @@ def _version(how: Engine) -> str:
         ) from error
 
 
-def _root() -> Path:
+def _root(processor: Processor) -> Path:
     """Folder with usr/include/llama.h and the libraries for the device, its C library among them."""
-    chosen = os.environ.get(LLAMACPP_ROOT, "")
-    if (Path(chosen) / "usr" / "include" / "llama.h").is_file():
+    chosen, library = os.environ.get(LLAMACPP_ROOT, ""), Path("usr", "lib", processor.triplet, "libllama.so")
+    if all((Path(chosen) / part).is_file() for part in ("usr/include/llama.h", library)):
         return Path(chosen).resolve()
     raise UserError(
-        f"{LLAMACPP_ROOT}={chosen!r}: a folder with usr/include/llama.h and usr/lib/aarch64-linux-gnu/libllama.so "
-        "expected. Unpack arm64 packages into it with dpkg-deb -x: libllama-dev of Debian sid and all it depends on."
+        f"{LLAMACPP_ROOT}={chosen!r}: a folder with usr/include/llama.h and {library} expected. Unpack the device's "
+        "packages into it with dpkg-deb -x: libllama-dev of Debian sid and all it depends on."
     )

@@ -6,7 +6,7 @@ import typer
 
 
 def bundle(
-    abi: Annotated[str, typer.Option(help="The device's processor: arm64-v8a.")] = "arm64-v8a",
+    abi: Annotated[str, typer.Option(help="The device's processor: arm64-v8a or x86_64.")] = "arm64-v8a",
     engine: Annotated[list[str] | None, typer.Option(help="executorch, onnx or llamacpp; all if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print folders, versions and checksums as JSON.")] = False,
 ) -> None:

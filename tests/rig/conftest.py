@@ -11,8 +11,15 @@ from device_bench.devices._remote import RemoteDevice
 from pocketvlm.console import ended_gently
 from tests.rig.rig import Rig, missing
 
-# An artifact of each engine, and of ONNX one whose decoder appends to its cache in place.
-TARGETS = {"executorch": "executorch:fp32", "onnx": "onnx:fp32", "onnx-int4": "onnx:int4", "llamacpp": "gguf:f16"}
+# The built-in default's artifacts that devices have runners for.
+TARGETS = {
+    "executorch": "executorch:fp32",
+    "executorch-8da4w": "executorch:8da4w",
+    "onnx": "onnx:fp32",
+    "onnx-int4": "onnx:int4",
+    "llamacpp": "gguf:f16",
+    "llamacpp-q4_0": "gguf:q4_0",
+}
 DEFAULT = Path("runs") / "tiny" / "artifacts"
 
 
