@@ -27,6 +27,7 @@ class Stats(Config):
     mean: float
     std: float  # of the samples themselves: divided by n
     mad: float  # median distance from the median
+    cv: float  # std over mean
     n: int
 
 
@@ -54,6 +55,7 @@ def summarise(samples: Sequence[float]) -> Stats:
     ordered = sorted(float(sample) for sample in samples)
     n = len(ordered)
     mean, median = sum(ordered) / n, percentile(ordered, 50)
+    std = (sum((sample - mean) ** 2 for sample in ordered) / n) ** 0.5
     return Stats(
         p50=median,
         p90=percentile(ordered, 90),
@@ -62,8 +64,9 @@ def summarise(samples: Sequence[float]) -> Stats:
         min=ordered[0],
         max=ordered[-1],
         mean=mean,
-        std=(sum((sample - mean) ** 2 for sample in ordered) / n) ** 0.5,
+        std=std,
         mad=percentile(sorted(abs(sample - median) for sample in ordered), 50),
+        cv=std / mean if mean else 0.0,
         n=n,
     )
 

@@ -26,6 +26,7 @@ def test_summary_equals_numpy(samples: list[float]) -> None:
     expected = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(samples, [50, 90, 95, 99]), strict=True))
     expected |= {"min": np.min(samples), "max": np.max(samples), "mean": np.mean(samples), "std": np.std(samples)}
     expected |= {"mad": np.median(np.abs(np.array(samples) - np.median(samples)))}
+    expected |= {"cv": np.std(samples) / np.mean(samples)}
     for name, value in expected.items():
         assert getattr(stats, name) == pytest.approx(value, rel=1e-9, abs=1e-6), name
     assert stats.n == len(samples)
