@@ -46,11 +46,12 @@ def phone(tmp_path: Path) -> Path:
         state = {
             "before": {"governor": "walt", "frequency_mhz": [600.0, 2900.0], "temperature_c": {"skin": 31.5}},
             "processors": [6, 7],
+            "others_share": 0.0123,
             "gate": {"waited_s": 42.0},
         }
         tree |= {
             "device": {"kind": "phone", "name": "Acme Phone 9", "soc": "SM0000", "os": "Android 16", "cpus": 8},
-            "energy_j": {"value": 1.25, "source": "power stats"},
+            "energy_j": {"value": 1.25, "per_token_j": 0.0375, "source": "power stats"},
             "thermal": {"sustained": found},
             "state": state,
         }
@@ -71,10 +72,12 @@ def test_two_labs_stand_side_by_side_each_with_its_facts(phone: Path, tmp_path: 
     facts = dict(pages[1].facts)
     assert (facts["SoC"], facts["Clocks"], facts["Pinned to"]) == ("SM0000", "600 to 2\u202f900 MHz", "6, 7")
     assert (facts["Measured in"], facts["Cooled down"]) == ("lab-two", "42\u202fs")
+    assert facts["Other work"] == "1.2% of the processors' time"
     assert {"Speed without a pause", "Temperature", "Power"} <= {chart["title"] for chart in pages[1].charts}
     assert not {"Speed without a pause", "Temperature"} & {chart["title"] for chart in pages[0].charts}
     shown = dict(zip(pages[1].columns, pages[1].rows[0][2], strict=True))
     assert (shown["Energy", "J per answer"], shown["Throttled", "after"]) == ("1.25", "1\u202fmin 35\u202fs")
+    assert shown["Energy", "mJ per token"] == "37.5"
     page = (write([lab, phone], tmp_path / "out") / "index.html").read_text()
     assert page.count('class="device"') == 2 and "Acme Phone 9" in page
 

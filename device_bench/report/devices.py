@@ -135,6 +135,14 @@ def _median(key: str) -> Callable[[Tree], str | None]:
     return lambda bench: wording.number(bench[key]["p50"]) if bench[key] else None
 
 
+def _energy(key: str, factor: float) -> Callable[[Tree], str | None]:
+    def show(bench: Tree) -> str | None:
+        joules = (bench["energy_j"] or {}).get(key)
+        return None if joules is None else wording.number(factor * joules)
+
+    return show
+
+
 def _sustained(bench: Tree) -> Tree:
     found: Tree = (bench["thermal"] or {}).get("sustained") or {}
     return found
@@ -169,7 +177,8 @@ def _others(bench: Tree) -> str | None:
 COLUMNS: dict[tuple[str, str], Callable[[Tree], str | None]] = {
     ("First token", "ms"): _median("ttft_ms"),
     ("Decode", "tokens/s"): _median("decode_tok_s"),
-    ("Energy", "J per answer"): lambda bench: wording.number(bench["energy_j"]["value"]) if bench["energy_j"] else None,
+    ("Energy", "J per answer"): _energy("value", 1),
+    ("Energy", "mJ per token"): _energy("per_token_j", 1000),
     ("PSS", "MiB"): lambda bench: wording.number(bench["pss_mb"]) if bench.get("pss_mb") else None,
     ("Sustained", "tokens/s, first and last minute"): _slope,
     ("Throttled", "after"): _throttled,
