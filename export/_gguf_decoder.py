@@ -3,7 +3,7 @@
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,9 @@ def _importance_entries(importance: dict[str, np.ndarray]) -> Any:
     return entries
 
 
-def importance_matrix(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Measure llama.cpp's importance matrix on pictures and questions; see `export.calibration`."""
-    powers = input_powers(checkpoint)
+def importance_matrix(checkpoint: Checkpoint, sequences: Iterable[torch.Tensor]) -> dict[str, np.ndarray]:
+    """Measure llama.cpp's importance matrix on what the decoder reads, [1, N, D] each; see `export.calibration`."""
+    powers = input_powers(checkpoint, sequences)
     return {
         name: np.ascontiguousarray(powers[parameter_name].numpy(), np.float32)
         for name, parameter_name, _, _ in decoder_tensors(checkpoint)

@@ -1,4 +1,4 @@
-"""What quantizers see of the model at work: pictures and questions, never text alone, from scenes it may train on."""
+"""What quantizers see of the model at work: pictures and questions, never text alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from export.gptq import inverse_factor
 from export.graph import VisionEncoder
+from export.questions import Ask, scene_questions
 from export.source import in_float32
-from vlm.data.scenes.draw import render
-from vlm.data.scenes.questions import benchmark_questions
-from vlm.data.scenes.scene import make_scene
 from vlm.models.checkpoint import Checkpoint
 from vlm.preprocess import pixel_values
 from vlm.prompts import TEMPLATES, prompt_ids
@@ -31,18 +29,15 @@ class Prompt:
     answer: int
 
 
-def calibration_prompts(checkpoint: Checkpoint, scenes: int = SCENES) -> Iterator[Prompt]:
-    """Yield a question about each of the first training scenes: nothing is asked here that accuracy is measured on."""
+def calibration_prompts(checkpoint: Checkpoint, count: int = SCENES, ask: Ask = scene_questions) -> Iterator[Prompt]:
+    """Yield the prompts of `count` questions with their right answers."""
     facts = checkpoint.facts
     tokenizer = Tokenizer(facts.tokenizer)
-    for seed in range(scenes):
-        scene = make_scene(seed)
-        questions = benchmark_questions(scene)
-        question = questions[seed % len(questions)]
-        parts = TEMPLATES[facts.template](question.prompt)
+    for question in ask(count):
+        parts = TEMPLATES[facts.template](question.text)
         prompt = prompt_ids(parts, tokenizer, facts.bos_id, facts.image_token_id, facts.image_tokens)
         answer = tokenizer.encode(question.answer)
-        pixels = torch.from_numpy(pixel_values(render(scene), facts.preprocessing))  # [1, 3, S, S]
+        pixels = torch.from_numpy(pixel_values(question.image, facts.preprocessing))  # [1, 3, S, S]
         yield Prompt(pixels, torch.tensor(prompt + answer), len(answer))
 
 
@@ -54,28 +49,29 @@ def prompt_embeddings(checkpoint: Checkpoint, encoder: nn.Module, prompt: Prompt
     return x[None]
 
 
-def calibration_embeddings(checkpoint: Checkpoint, scenes: int = SCENES) -> Iterator[Tensor]:
-    """Yield one sequence [1, N, D] float32 per scene: prompt, vision tokens, a question and its right answer.
+def calibration_embeddings(checkpoint: Checkpoint, count: int = SCENES, ask: Ask = scene_questions) -> Iterator[Tensor]:
+    """Yield one sequence [1, N, D] float32 per picture: prompt, vision tokens, a question and its right answer.
 
     Args:
         checkpoint: the model, its weights as they are stored.
-        scenes: how many; their pictures are encoded one at a time.
+        count: how many; their pictures are encoded one at a time.
+        ask: about which pictures.
     """
     encoder = in_float32(VisionEncoder(checkpoint.model))
-    for prompt in calibration_prompts(checkpoint, scenes):
+    for prompt in calibration_prompts(checkpoint, count, ask):
         yield prompt_embeddings(checkpoint, encoder, prompt)
 
 
-def input_powers(checkpoint: Checkpoint, scenes: int = SCENES) -> dict[str, Tensor]:
+def input_powers(checkpoint: Checkpoint, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
     """Mean square of what each column of each matrix of the decoder and its head is multiplied with.
 
     Args:
         checkpoint: the model, its weights as they are stored.
-        scenes: pictures with questions to look at.
+        sequences: what the decoder reads, [1, N, D] float32 each.
     Returns:
         Parameter name -> [in], float32.
     """
-    layers = _statistics(checkpoint, calibration_embeddings(checkpoint, scenes), lambda x: x.square().mean((0, 1)))
+    layers = _statistics(checkpoint, sequences, lambda x: x.square().mean((0, 1)))
     return {name: power for found in layers for name, power in found.items()}
 
 
@@ -87,7 +83,7 @@ class LayerInputs:
         sequences: begins to yield what the decoder reads, [1, N, D] float32 each, from the first one on.
     Attributes:
         asked: whether anything was rounded for them yet.
-        sequences: how many there are, once asked.
+        sequences: how many there are, once read.
     """
 
     def __init__(self, checkpoint: Checkpoint, sequences: Callable[[], Iterable[Tensor]]) -> None:
@@ -117,10 +113,14 @@ class LayerInputs:
             self._factors[id(moments)] = inverse_factor(moments).numpy()
         return self._factors[id(moments)]
 
-    def _start(self) -> Iterator[dict[str, Tensor]]:
+    def read(self) -> list[Tensor]:
+        """The sequences."""
         sequences = list(self._read())
         self.sequences = len(sequences)
-        yield from _statistics(self._checkpoint, sequences, lambda x: x[0].T @ x[0] / x.shape[1])
+        return sequences
+
+    def _start(self) -> Iterator[dict[str, Tensor]]:
+        yield from _statistics(self._checkpoint, self.read(), lambda x: x[0].T @ x[0] / x.shape[1])
 
     def _advance(self, name: str) -> bool:
         while name not in self._found:

@@ -1,6 +1,6 @@
 """Configuration of the export stage."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm.config import Config
 from vlm.errors import UserError
@@ -30,6 +30,9 @@ class ExportConfig(Config):
         threads: CPU threads while parity is measured.
         calibration_scenes: pictures with questions and answers for whose activations 4-bit weights are rounded (GPTQ);
             0 rounds to the nearest.
+        calibration_records: LLaVA-format file (.json list or .jsonl) whose first records are looked at instead of the
+            built-in training scenes.
+        calibration_images: the folder that its image paths begin at.
         force: start also where the forecast says that memory or disk will not do.
     """
 
@@ -39,6 +42,8 @@ class ExportConfig(Config):
     allow_drift: bool = False
     threads: int = Field(2, ge=1)
     calibration_scenes: int = Field(16, ge=0)
+    calibration_records: str | None = None
+    calibration_images: str | None = None
     force: bool = False
 
     @field_validator("targets")
@@ -49,3 +54,9 @@ class ExportConfig(Config):
             if artifact_folder(target) in map(artifact_folder, targets[:number]):
                 raise UserError(f"target {target!r}: {artifact_folder(target)} is asked for twice. Give it once.")
         return targets
+
+    @model_validator(mode="after")
+    def _records_have_images(self) -> "ExportConfig":
+        if (self.calibration_records is None) != (self.calibration_images is None):
+            raise UserError("calibration_records and calibration_images: one found, both expected. Give both or none.")
+        return self

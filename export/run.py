@@ -20,6 +20,7 @@ from export.outcome import Failure, Outcome
 from export.parity import TorchReference, climb
 from export.precision import presets, resolve
 from export.probes import Probe, scene_probes
+from export.questions import questions
 from export.rounding import check_rounding
 from export.source import open_checkpoint, release_heap, with_weights
 from vlm.errors import CheckFailed, UserError, install_hint
@@ -80,6 +81,8 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
     targets = [parse_target(text) for text in config.targets]
     opened, say = _open(checkpoint, config), on_progress or _silent
     _needs(config, opened, out).refuse_if_hopeless(config.force)
+    for _ in questions(config)(config.calibration_scenes):
+        pass  # a record that cannot be used is found now
     parts = [seconds_of(target.format, target.precision, parameters(opened), config) for target in targets]
     ends = [sum(parts[: index + 1]) / sum(parts) for index in range(len(parts))]
     source, outcome = _trace(opened, config), Outcome()
@@ -204,18 +207,20 @@ def write_artifact(
     """Write one artifact into an existing folder, without proof; what 4-bit matrices are rounded for is in its notes.
 
     Args:
-        inputs: what the decoder's matrices are multiplied with; None: measured on config.calibration_scenes.
+        inputs: what the decoder's matrices are multiplied with; None: measured on config's calibration questions.
     """
     scenes = config.calibration_scenes
     if inputs is None and scenes:
-        inputs = LayerInputs(checkpoint, partial(calibration_embeddings, checkpoint, scenes))
+        inputs = LayerInputs(checkpoint, partial(calibration_embeddings, checkpoint, scenes, questions(config)))
     with torch.no_grad():
         written = target.module.write(checkpoint, target.precision, folder, config.context_length, inputs)
     release_heap()
     shutil.copyfile(checkpoint.facts.tokenizer, folder / "tokenizer.json")
     manifest = _manifest(checkpoint, target, written, folder, config)
     if inputs is not None and inputs.asked:
-        note = f"The decoder's 4-bit matrices are rounded by GPTQ for {inputs.sequences} sequences of its inputs."
+        source = f", from {Path(config.calibration_records).name}" if config.calibration_records else ""
+        number = inputs.sequences
+        note = f"The decoder's 4-bit matrices are rounded by GPTQ for {number} sequences of its inputs{source}."
         manifest = manifest.model_copy(update={"notes": [*manifest.notes, note]})
     manifest.write(folder)
     return manifest

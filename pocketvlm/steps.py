@@ -101,8 +101,10 @@ def export(config: RunConfig, run_dir: Path, target: str) -> Step:
     """One artifact with its proof."""
     format_, name = target.partition(":")[0], artifact_folder(target)
     settings = config.export.model_dump(mode="json", exclude={"targets"})
+    calibration = {key: settings[key] for key in ("calibration_records", "calibration_images")}
     inputs = {
         "configuration": text_hash(settings),
+        "input files": input_files({f"export.{key}": path for key, path in calibration.items()}),
         "code": code_version(["export.run", f"export.formats.{format_}", engine(format_), "vlm.runtimes.torch"]),
     }
 

@@ -30,7 +30,7 @@ from export._gguf_decoder import (
 from export._gguf_mmproj import measure, write_mmproj
 from export._gguf_vision import Q8_0, eight_bit, read_vision
 from export._gguf_vocabulary import tokenization_differences
-from export.calibration import input_powers
+from export.calibration import calibration_embeddings, input_powers
 from export.graph import VisionEncoder
 from export.source import with_weights
 from tests.artifacts import cosine, greedy, pixels, reference, teacher_forced, write_artifact
@@ -142,8 +142,9 @@ def test_a_vision_tower_that_cannot_be_loaded_is_named(artifact: Manifest, tmp_p
 def test_importance_matrix_lowers_the_error_where_the_model_looks(random_checkpoint: Path, tmp_path: Path) -> None:
     model = wide(random_checkpoint)
     write_decoder(model, tmp_path / "f16.gguf", 64)
-    powers, errors = input_powers(model), []
-    for importance in (None, importance_matrix(model)):
+    sequences = list(calibration_embeddings(model))
+    powers, errors = input_powers(model, sequences), []
+    for importance in (None, importance_matrix(model, sequences)):
         quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q4_k_m", importance)
         rounded = read_decoder(model, tmp_path / "q.gguf")
         exact = model.model.state_dict()

@@ -24,7 +24,7 @@ from export._gguf_decoder import (
 from export._gguf_mmproj import measure, unsupported, write_mmproj
 from export._gguf_vision import eight_bit, read_vision, write_vision
 from export._gguf_vocabulary import PROBES, tokenization_differences
-from export.calibration import SCENES, LayerInputs
+from export.calibration import LayerInputs, calibration_embeddings
 from export.formats.base import Cost, Written
 from export.graph import VisionEncoder
 from export.precision import resolve, uniform
@@ -60,7 +60,7 @@ def write(
         precision: a preset, and exceptions but for the decoder (export.precision); every preset has the vision tower's
             and the projector's matrices in float16.
         context_length: longest sequence in tokens.
-        inputs: not used: llama.cpp rounds itself.
+        inputs: what the importance matrix is measured on, without it the usual scenes; llama.cpp rounds itself.
     Raises:
         UserError: the decoder or the tokenizer is of a kind llama.cpp's architecture "llama" does not have.
     """
@@ -72,13 +72,14 @@ def write(
     else:
         source = folder / "decoder-f16.gguf"
         write_decoder(checkpoint, source, context_length)
-        importance = importance_matrix(checkpoint) if preset in WEIGHTED else None
+        sequences = _sequences(checkpoint, inputs) if preset in WEIGHTED else []
+        importance = importance_matrix(checkpoint, sequences) if sequences else None
         quantize(source, decoder, preset, importance, embedding, head)
         source.unlink()
     types = storage(decoder)
     notes = [f"Types of the decoder's matrices: {count_types(types)}.", *_fallbacks(types, preset, embedding)]
     if preset in WEIGHTED:
-        notes.append(f"Rounded with an importance matrix of {SCENES} pictures with questions and answers (scenes).")
+        notes.append(f"Rounded with an importance matrix of {len(sequences)} pictures with questions and answers.")
     settings: dict[str, int | float | str | bool] = {"matrix_types": count_types(types)}
     different = tokenization_differences(decoder, checkpoint.facts.tokenizer)
     settings["tokenizer_differences"] = len(different)
@@ -91,6 +92,10 @@ def write(
         settings=settings,
         notes=notes,
     )
+
+
+def _sequences(checkpoint: Checkpoint, inputs: LayerInputs | None) -> list[torch.Tensor]:
+    return list(calibration_embeddings(checkpoint)) if inputs is None else inputs.read()
 
 
 def dequantized(checkpoint: Checkpoint, precision: str, folder: Path) -> dict[str, torch.Tensor]:

@@ -21,6 +21,10 @@ def export(
     calibration_scenes: Annotated[
         int | None, typer.Option(help="Pictures that 4-bit weights are rounded for (GPTQ); 0: to the nearest.")
     ] = None,
+    calibration_records: Annotated[
+        Path | None, typer.Option(help="LLaVA-format file of pictures and questions to use instead of scenes.")
+    ] = None,
+    calibration_images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Keep an artifact that fails parity.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start also where memory or disk seem too small.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the artifacts' parity as JSON.")] = False,
@@ -32,7 +36,12 @@ def export(
     from pocketvlm.progress import Progress
 
     options = given(
-        context_length=context_length, probes=probes, threads=threads, calibration_scenes=calibration_scenes
+        context_length=context_length,
+        probes=probes,
+        threads=threads,
+        calibration_scenes=calibration_scenes,
+        calibration_records=calibration_records and str(calibration_records),
+        calibration_images=calibration_images and str(calibration_images),
     )
     config = ExportConfig.parse(
         {"targets": to, "allow_drift": allow_drift, "force": force, **options}, "pocketvlm export"
