@@ -1,4 +1,4 @@
-"""What an export will need of memory, disk and time, said before it starts; from factors estimated at 1.7B."""
+"""What an export or a scan will need of memory, disk and time, said before it starts; factors estimated at 1.7B."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,21 @@ BASE_MEMORY, BASE_DISK, BASE_SECONDS = 1.2 * GB, 0.02 * GB, 15.0
 PROVING = 5.7
 # Seconds on two cores: per parameter and probe; per parameter of a 4-bit target that is rounded for its inputs.
 PROVING_SECONDS, GPTQ_SECONDS = 12 / GB, 240 / GB
+# Seconds of one prompt's pass in export.sensitivity's scan: of any model, and per parameter.
+SCAN_OVERHEAD, SCAN_SECONDS = 0.03, 5 / GB
 _HALF = ("coreml", "vulkan")  # ExecuTorch's presets by their delegates
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes and seconds that an export needs, beside what is there (None: not known)."""
+    """Bytes and seconds that work needs, beside what is there (None: not known); `what` it is called in messages."""
 
     memory: float
     disk: float
     seconds: float
     memory_there: int | None
     disk_there: int
+    what: str = "export"
 
     def text(self) -> str:
         """One sentence: what it needs, what you have."""
@@ -48,13 +51,25 @@ class Forecast:
         Raises:
             UserError: memory or disk do not suffice, and it is not forced.
         """
-        short = ["disk"] if self.disk > self.disk_there else []
-        short += ["memory"] if self.memory_there is not None and self.memory > self.memory_there else []
-        if short and not force:
+        advice = {}
+        if self.disk > self.disk_there:
+            advice["disk"] = "free some space, choose another --out or fewer targets at once"
+        if self.memory_there is not None and self.memory > self.memory_there:
+            advice["memory"] = "close other programs"
+        key = " (export.force: true)" if self.what == "export" else ""
+        if advice and not force:
             raise UserError(
-                f"This export {self.text()}: not enough {' and '.join(short)}. Close other programs, "
-                "free some space, export fewer targets at once, or try all the same with --force (export.force: true)."
+                f"This {self.what} {self.text()}: not enough {' and '.join(advice)}. To get it, "
+                f"{'; '.join(advice.values())}. Or try all the same with --force{key}."
             )
+
+
+def scan_forecast(checkpoint: Checkpoint, passes: int, out: Path) -> Forecast:
+    """Forecast a scan of export.sensitivity: float32 weights in memory, `passes` prompts that go through the model."""
+    count = parameters(checkpoint)
+    seconds = BASE_SECONDS + passes * (SCAN_OVERHEAD + SCAN_SECONDS * count)
+    there = available_memory(), free_disk(out)
+    return Forecast(BASE_MEMORY + PROVING * count, BASE_DISK, seconds, *there, what="scan")
 
 
 def forecast(checkpoint: Checkpoint, targets: Sequence[tuple[str, str]], config: ExportConfig, out: Path) -> Forecast:

@@ -59,13 +59,20 @@ def scan(checkpoint: Checkpoint, scenes: int, say: Say) -> list[Found]:
     """
     checkpoint = with_weights(checkpoint, {})
     prompts, found = list(calibration_prompts(checkpoint, scenes)), []
-    truth = _answers(checkpoint, prompts)
-    layers = parts(checkpoint)
+    layers, embedded = parts(checkpoint), _embed(checkpoint, prompts)
+    truth = _answers(checkpoint, prompts, embedded)
     for number, layer in enumerate(layers):
-        narrow, wide = (_divergence(checkpoint, layer, rounding, prompts, truth) for rounding in (NARROW, WIDE))
+        # What the decoder reads is the same as long as only its own weights are rounded.
+        seen = embedded if layer.component in ("decoder", "head") else None
+        narrow, wide = (_divergence(checkpoint, layer, rounding, prompts, truth, seen) for rounding in (NARROW, WIDE))
         found.append(Found(layer, narrow, wide))
         say(number + 1, len(layers))
     return found
+
+
+def passes(checkpoint: Checkpoint, scenes: int) -> int:
+    """How many prompts `scan` sends through the model: each layer's, rounded to either width, and the truth's."""
+    return scenes * (1 + 2 * len(parts(checkpoint)))
 
 
 def parts(checkpoint: Checkpoint) -> list[Layer]:
@@ -136,10 +143,16 @@ def tree(found: Sequence[Found], scenes: int, bits: float) -> dict[str, Any]:
 
 
 def _divergence(
-    checkpoint: Checkpoint, layer: Layer, rounding: Rounding, prompts: list[Prompt], truth: list[Tensor]
+    checkpoint: Checkpoint,
+    layer: Layer,
+    rounding: Rounding,
+    prompts: list[Prompt],
+    truth: list[Tensor],
+    embedded: list[Tensor] | None,
 ) -> float:
     weights = {name: _rounded(checkpoint.model.get_parameter(name), rounding) for name in layer.parameters}
-    found = _answers(with_weights(checkpoint, weights), prompts)
+    rounded = with_weights(checkpoint, weights)
+    found = _answers(rounded, prompts, _embed(rounded, prompts) if embedded is None else embedded)
     kl = [(p.exp() * (p - q)).sum(-1) for p, q in zip(truth, found, strict=True)]  # [A] each
     return float(torch.cat(kl).mean())
 
@@ -150,12 +163,17 @@ def _rounded(parameter: Tensor, rounding: Rounding) -> Tensor:
 
 
 @torch.inference_mode()
-def _answers(checkpoint: Checkpoint, prompts: list[Prompt]) -> list[Tensor]:
+def _embed(checkpoint: Checkpoint, prompts: list[Prompt]) -> list[Tensor]:
+    """What the decoder reads of each prompt, [1, N, D]."""
+    encoder = VisionEncoder(checkpoint.model)
+    return [prompt_embeddings(checkpoint, encoder, prompt) for prompt in prompts]
+
+
+@torch.inference_mode()
+def _answers(checkpoint: Checkpoint, prompts: list[Prompt], embedded: list[Tensor]) -> list[Tensor]:
     """Log-probabilities of each answer's tokens and its end, [A + 1, vocabulary] each."""
     model, found = checkpoint.model, []
-    encoder = VisionEncoder(model)
-    for prompt in prompts:
-        x = prompt_embeddings(checkpoint, encoder, prompt)  # [1, N, D]
+    for prompt, x in zip(prompts, embedded, strict=True):
         states = model.model.language_model(inputs_embeds=x).last_hidden_state[0, -prompt.answer - 1 :]
         found.append(model.lm_head(states).log_softmax(-1))
     return found

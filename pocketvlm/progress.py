@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _LAST_PART = 0.98  # of a step's share that is shown before it ended, however long it takes
 _TICK_S = 0.5
 _LINE_S = 10.0  # between two lines about one step, where there is no terminal
+_PACE_S, _PACE_PART = 10.0, 0.02  # of a step must be behind us until its own pace says more than what was expected
 
 
 class Ended(Protocol):
@@ -101,8 +102,16 @@ class Progress:
         self._line(f"{outcome.step}: {outcome.state}{took}{why}")
 
     def remaining_s(self) -> float:
-        """Seconds that the steps still to be done are expected to take."""
-        return sum(self._expected.values()) - self._running_s()
+        """Seconds that the steps still to be done are expected to take; the running one, if it says so, at its pace."""
+        rest = sum(self._expected.values()) - self._running_s()
+        if self._current is None or self._fraction < _PACE_PART:
+            return rest
+        title, begin = self._current
+        elapsed = time.monotonic() - begin
+        if elapsed < _PACE_S:
+            return rest
+        later = sum(seconds for name, seconds in self._expected.items() if name != title)
+        return later + elapsed * (1 - self._fraction) / self._fraction
 
     def _running_s(self) -> float:
         """Expected seconds of the running step that are behind us."""

@@ -57,7 +57,8 @@ def test_an_export_that_cannot_fit_is_refused_unless_forced(
         monkeypatch.setattr(export.forecast, "free_disk", lambda folder: 10**6)
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     config = ExportConfig(targets=["gguf:f16"], context_length=64, probes=1)
-    with pytest.raises(UserError, match=rf"needs .* you have .*not enough {what}.*--force"):
+    step = {"memory": "close other programs", "disk": "free some space"}[what]
+    with pytest.raises(UserError, match=rf"needs .* you have .*not enough {what}\. To get it, {step}.*--force"):
         run(config, checkpoint.folder, tmp_path)
     assert not list(tmp_path.iterdir())
     shares: list[float] = []

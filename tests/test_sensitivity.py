@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import export.forecast
+from export import sensitivity
+from export.calibration import Prompt
+from export.forecast import scan_forecast
 from export.run import parse_target
-from export.sensitivity import Found, Layer, parts, propose, scan, targets, tree
+from export.sensitivity import Found, Layer, parts, passes, propose, scan, targets, tree
 from pocketvlm.analysis.sensitivity import write
-from vlm.models.checkpoint import load_checkpoint
+from vlm.errors import UserError
+from vlm.models.checkpoint import Checkpoint, load_checkpoint
 
 
 def _found(**layers: tuple[int, float, float]) -> list[Found]:
@@ -28,11 +33,20 @@ def test_every_matrix_that_is_read_is_in_one_layer(random_checkpoint: Path) -> N
 
 
 def test_fewer_bits_move_the_answers_more_and_the_page_shows_every_layer(
-    random_checkpoint: Path, tmp_path: Path
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[int, int]] = []
-    found = scan(load_checkpoint(random_checkpoint), 2, lambda *count: done.append(count))
-    assert done[-1] == (len(found), len(found))
+    asked: list[int] = []
+    answers = sensitivity._answers
+
+    def count(checkpoint: Checkpoint, prompts: list[Prompt], embedded: list[torch.Tensor]) -> list[torch.Tensor]:
+        asked.append(len(prompts))
+        return answers(checkpoint, prompts, embedded)
+
+    monkeypatch.setattr(sensitivity, "_answers", count)
+    checkpoint = load_checkpoint(random_checkpoint)
+    found = scan(checkpoint, 2, lambda *state: done.append(state))
+    assert done[-1] == (len(found), len(found)) and sum(asked) == passes(checkpoint, 2)
     assert all(0 <= entry.wide < entry.narrow for entry in found)
     result = tree(found, 2, 6.0)
     assert result["mean_bits"] <= 6.0
@@ -41,6 +55,21 @@ def test_fewer_bits_move_the_answers_more_and_the_page_shows_every_layer(
     text = (tmp_path / "out" / "index.html").read_text()
     assert all(entry.layer.name in text for entry in found) and "<svg" in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)  # one file that needs no other
+
+
+def test_a_scan_says_what_it_needs_and_does_not_start_without_the_memory(
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(random_checkpoint)
+    few, many = (scan_forecast(checkpoint, passes(checkpoint, scenes), tmp_path) for scenes in (1, 64))
+    assert many.seconds > 2 * few.seconds and many.memory == few.memory
+    monkeypatch.setattr(export.forecast, "available_memory", lambda: 10**8)
+    short = scan_forecast(checkpoint, 1, tmp_path)
+    with pytest.raises(
+        UserError, match=r"This scan needs 1\.2 GB RAM.* you have 0\.1 GB.*close other programs.*--force\."
+    ):
+        short.refuse_if_hopeless(force=False)
+    short.refuse_if_hopeless(force=True)
 
 
 @pytest.mark.parametrize(("bits", "wide"), [(4.7, set()), (5.2, {"head"}), (9.0, {"head", "vision", "decoder"})])

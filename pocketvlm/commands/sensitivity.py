@@ -12,6 +12,7 @@ def sensitivity(
     scenes: Annotated[int, typer.Option(min=1, help="Questions about training scenes to measure on.")] = 16,
     bits: Annotated[float, typer.Option(min=4.625, help="Mean bits per weight, scales included, to stay below.")] = 5.5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Start also where memory seems too small.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print sensitivity.json.")] = False,
 ) -> None:
     """Round one layer at a time, measure how far the answers move, and propose a precision per component."""
@@ -25,12 +26,18 @@ def sensitivity(
     ready(checkpoint, as_json)
     torch.set_num_threads(threads)
     with Progress(quiet=as_json) as progress, quietly():
-        from export.sensitivity import scan, tree
+        from export.forecast import scan_forecast
+        from export.sensitivity import passes, scan, tree
         from export.source import open_checkpoint
 
-        progress.single(f"layers of {checkpoint.name}", 30)
+        opened = open_checkpoint(checkpoint)
+        needs = scan_forecast(opened, passes(opened, scenes), out)
+        needs.refuse_if_hopeless(force)
+        progress.note(f"This scan {needs.text()}.")
+        progress.single(f"layers of {checkpoint.name}", needs.seconds)
+        progress.update(0.0, "the answers of the unrounded model")
         found = scan(
-            open_checkpoint(checkpoint),
+            opened,
             scenes,
             lambda done, count: progress.update(done / count, f"layer {done} of {count}"),
         )
