@@ -1,5 +1,6 @@
 """How busy a device was with other work: of the runner's processors, without the runner, or absent and why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ START = Ticks({0: (100, 1000), 4: (200, 2000), 5: (300, 3000)}, 50)
         (Ticks({0: (900, 2000), 4: (1200, 3000), 5: (1300, 4000)}, 1950), 0.05),  # processor 0 is not the runner's
         (Ticks({4: (1200, 3000), 5: (1300, 4000)}, 2060), 0.0),  # sampled: ten ticks more than the processors say
         (Ticks({4: (1200, 3000), 5: (1300, 4000)}, 3000), "do not fit together"),
-        (Ticks({4: (1200, 3000)}, 1950), "no line of processor 5"),
+        (Ticks({4: (1200, 3000)}, 1950), "processor 5 was switched on or off"),
+        (Ticks({0: (900, 2000)}, 1950), "switched on or off"),
         (Ticks({4: (1200, 3000), 5: (1300, 4000)}, 10), "went backwards"),
         (Ticks({4: (100, 3000), 5: (1300, 4000)}, 60), "went backwards"),
         (Ticks({4: (300, 2100), 5: (400, 3100)}, 240), "less than two seconds"),
@@ -33,7 +35,9 @@ START = Ticks({0: (100, 1000), 4: (200, 2000), 5: (300, 3000)}, 50)
     ],
 )
 def test_others_are_what_the_runners_processors_did_besides(last: Ticks, share: float | str) -> None:
-    found = others_share(START, last, [4, 5])
+    found = others_share(START, last, [4, 5, 9])  # 9 is switched off
+    unread = others_share(replace(START, cpus={}), replace(last, cpus={}), [4, 5])
+    assert isinstance(unread, Absent)
     if isinstance(share, float):
         assert found == pytest.approx(share)
     else:

@@ -39,14 +39,22 @@ def ticks(text: str) -> Ticks:
 
 
 def others_share(first: Ticks, last: Ticks, cpus: list[int]) -> float | Absent:
-    """Share of the processors' time between two moments that was busy, but not with the process, 0 to 1."""
+    """Share of the processors' time between two moments that was busy, but not with the process, 0 to 1.
+
+    Args:
+        first, last: what was read then.
+        cpus: numbers of the processors; of those that a process may use some may be switched off.
+    """
     if isinstance(first.own, Absent) or isinstance(last.own, Absent):
         return first.own if isinstance(first.own, Absent) else last.own
-    if missing := [cpu for cpu in cpus if cpu not in first.cpus or cpu not in last.cpus]:
-        return Absent(f"/proc/stat is not readable or has no line of processor {missing[0]}")
+    cpus = [cpu for cpu in cpus if cpu in first.cpus or cpu in last.cpus]
+    if switched := [cpu for cpu in cpus if cpu not in first.cpus or cpu not in last.cpus]:
+        return Absent(f"processor {switched[0]} was switched on or off meanwhile")
+    if not cpus:
+        return Absent("/proc/stat is not readable")
     each = [[after - before for before, after in zip(first.cpus[n], last.cpus[n], strict=True)] for n in cpus]
     busy, whole, own = sum(cpu[0] for cpu in each), sum(cpu[1] for cpu in each), last.own - first.own
-    if not cpus or whole < SHORTEST * len(cpus):
+    if whole < SHORTEST * len(cpus):
         return Absent("it was watched for less than two seconds")
     if own < 0 or any(cpu[0] < 0 for cpu in each):
         return Absent("the processors' ticks went backwards")
