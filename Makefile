@@ -63,8 +63,8 @@ evidence: $(INSTALLED) ## all studies, and docs/evidence.md from them (many hour
 	$(BIN)/python -m distill.tower --out runs/transfer-tower --patch 16 --steps 1300 --threads 1
 	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml
 	$(BIN)/pocketvlm distill configs/converged.yaml
-	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml stages.1.steps=1000 --out runs/transfer-teacher-1600
-	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml stages.1.steps=3000 --out runs/transfer-teacher-3600
+	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml distill.stages.1.steps=1000 --out runs/transfer-teacher-1600
+	$(BIN)/pocketvlm distill configs/transfer_teacher.yaml distill.stages.1.steps=3000 --out runs/transfer-teacher-3600
 	failed=; for study in $(STUDIES); do $(BIN)/pocketvlm ablate studies/$$study.yaml >/dev/null || failed="$$failed $$study"; done; \
 	$(BIN)/python -m pocketvlm.evidence --collect runs && if [ "$$failed" ]; then echo "not complete:$$failed" >&2; exit 1; fi
 
