@@ -6,6 +6,8 @@ from pathlib import Path
 
 from export.config import ExportConfig
 from export.formats.base import Cost
+from export.precision import COMPONENTS
+from export.rounding import component
 from vlm.bars import is_float, is_four_bit
 from vlm.errors import UserError
 from vlm.machine import available_memory, free_disk
@@ -115,16 +117,17 @@ def seconds_of(name: str, precision: str, count: int, config: ExportConfig) -> f
 
 def disk_of(checkpoint: Checkpoint, name: str, precision: str) -> float:
     """Bytes of one artifact."""
-    counts = {True: 0, False: 0}
-    for parameter_name, parameter in checkpoint.model.named_parameters():
-        counts[parameter_name.startswith(("model.vision_tower.", "model.multi_modal_projector."))] += parameter.numel()
-    preset = precision.partition(",")[0]
+    preset, *exceptions = precision.split(",")
     vision = 4.0 if preset == "fp32" else cost_of(name).vision
-    return vision * counts[True] + weight_bytes(preset) * counts[False]
+    kept = dict(exception.split("=") for exception in exceptions)  # component -> storage
+    sizes = {part: weight_bytes(kept.get(part, kept.get("decoder", preset))) for part in COMPONENTS}
+    for part in ("vision", "projector"):  # an upper bound: some formats write the tower twice
+        sizes[part] = max(vision, weight_bytes(kept[part])) if part in kept else vision
+    return sum(sizes[component(name)] * parameter.numel() for name, parameter in checkpoint.model.named_parameters())
 
 
-def weight_bytes(preset: str) -> float:
-    """Bytes per weight of the decoder, with its scales."""
-    if is_float(preset) or preset in _HALF:
-        return 4.0 if preset == "fp32" else 2.0
-    return 0.65 if is_four_bit(preset) else 0.75 if preset.startswith("q5") else 1.1
+def weight_bytes(storage: str) -> float:
+    """Bytes per weight of what is stored so, with its scales."""
+    if is_float(storage) or storage in _HALF:
+        return 4.0 if storage == "fp32" else 2.0
+    return 0.65 if is_four_bit(storage) else 0.75 if storage.startswith("q5") else 1.1

@@ -93,7 +93,7 @@ def run(config: ExportConfig, checkpoint: Path, out: Path, on_progress: Progress
         except (CheckFailed, UserError) as error:
             outcome.failures.append(Failure(target.name, str(error), isinstance(error, CheckFailed)))
             share(1.0, f"{target.name}: failed")
-            release_heap()
+        release_heap()
     return outcome
 
 

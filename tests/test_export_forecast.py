@@ -47,6 +47,15 @@ def test_fewer_bits_are_smaller(checkpoint: Checkpoint) -> None:
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
 
 
+def test_exceptions_count(checkpoint: Checkpoint) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    plain, head, decoder, all_ = (
+        disk_of(checkpoint, "onnx", f"int4{text}")
+        for text in ("", ",head=fp32", ",decoder=fp32", ",decoder=fp32,vision=fp32,projector=fp32,embedding=fp32")
+    )
+    assert plain < head < decoder < all_ == 4 * parameters(checkpoint)
+
+
 @pytest.mark.parametrize("what", ["memory", "disk"])
 def test_an_export_that_cannot_fit_is_refused_unless_forced(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
