@@ -1,13 +1,9 @@
-"""What this machine has left for a program, cores, memory and disk, and how a program keeps memory it has had."""
+"""What this machine has left for a program: cores, memory and disk."""
 
-import ctypes
 import os
 import platform
 import shutil
 from pathlib import Path
-
-# Parameters of glibc's mallopt (<malloc.h>) -> bytes
-KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
 
 
 def cores() -> int:
@@ -36,15 +32,3 @@ def free_disk(folder: Path) -> int:
     """Free bytes where `folder` is or will be."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
-
-
-def keep_freed_memory() -> None:
-    """Keep freed blocks in this process for the next allocation, where the C library is glibc.
-
-    By itself it returns what is freed at the end of a training step to the kernel, and is given it back in the next
-    one, page by page, each one cleared.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, size in KEEP.items():
-            mallopt(parameter, size)

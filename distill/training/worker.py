@@ -31,7 +31,6 @@ from vlm.children import end_with_parent, say
 from vlm.data.collator import Encoder
 from vlm.errors import CheckFailed, UserError
 from vlm.folders import finished_folder, write_atomic
-from vlm.machine import keep_freed_memory
 from vlm.models.checkpoint import save_checkpoint
 
 
@@ -117,7 +116,6 @@ def main() -> int:
     """Entry point; exit code 2 for what the user must change, 1 for a check that failed."""
     if os.environ.get(PARENT) == "stdin":
         end_with_parent()
-    keep_freed_memory()
     file, out = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         train(DistillConfig.load(file), out)
