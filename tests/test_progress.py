@@ -12,11 +12,17 @@ from pocketvlm.progress import Progress, span
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock that progress is told by; its one entry is set."""
+    clock = [100.0]
+    monkeypatch.setattr("pocketvlm.progress.time.monotonic", lambda: clock[0])
+    return clock
+
+
 def test_without_a_terminal_a_long_step_says_now_and_then_where_it_is(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    now: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pocketvlm.progress.time.monotonic", lambda: now[0])
     with Progress() as progress:
         progress.single("export", 100.0)
         progress.update(0.0, "writing")
@@ -31,10 +37,8 @@ def test_without_a_terminal_a_long_step_says_now_and_then_where_it_is(
 
 
 def test_work_that_is_slower_than_expected_is_judged_by_its_own_pace(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    now: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pocketvlm.progress.time.monotonic", lambda: now[0])
     with Progress() as progress:
         progress.single("scan", 100.0)
         progress.update(0.0, "begins")

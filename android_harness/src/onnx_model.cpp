@@ -82,8 +82,8 @@ class OnnxModel final : public Model {
   }
 
  private:
-  // past_key_values.<layer>.<key|value> [1, KV, past, d] goes in, present.<layer>.<key|value> comes out: longer, or, of a
-  // decoder that asks for the mask (GroupQueryAttention), the same buffer of the whole context.
+  // past_key_values.<layer>.<key|value> [1, KV, past, d] goes in, present.<layer>.<key|value> comes out: longer, or, of
+  // a decoder that asks for the mask (GroupQueryAttention), the same buffer of the whole context.
   void read_inputs() {
     const Ort::AllocatorWithDefaultOptions allocator;
     const std::string prefix = "past_key_values";

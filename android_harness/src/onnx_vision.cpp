@@ -49,7 +49,9 @@ void copy_floats(const Ort::Value& value, int64_t count, float* out) {
 }
 
 OnnxVision::OnnxVision(const std::string& path, int threads)
-    : session_(open_session(path, threads, false)), pixels_(input_shape(session_, 0)), tokens_(output_shape(session_, 0)) {
+    : session_(open_session(path, threads, false)),
+      pixels_(input_shape(session_, 0)),
+      tokens_(output_shape(session_, 0)) {
   if (pixels_.size() != 4 || tokens_.size() != 3) {
     throw std::runtime_error(path + ": its tensors have other ranks than a pocketvlm export; export it again");
   }

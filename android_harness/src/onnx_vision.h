@@ -13,8 +13,8 @@ namespace pocketvlm {
 
 using Shape = std::vector<int64_t>;
 
-// Opens a graph, as vlm/runtimes/_onnx_session.py: `threads` of its own pool, and whether idle ones keep their processors
-// for a while, which only the pool that works most may. Throws std::runtime_error that names the file.
+// Opens a graph, as vlm/runtimes/_onnx_session.py: `threads` of its own pool, and whether idle ones keep their
+// processors for a while, which only the pool that works most may. Throws std::runtime_error that names the file.
 Ort::Session open_session(const std::string& path, int threads, bool spins = true);
 
 // Shape of an input or output; dimensions that vary are negative.
